@@ -245,6 +245,18 @@ mod tests {
         );
     }
 
+    /// Found by fuzzing: each time that it was written such a number changed by a last digit.
+    #[test]
+    fn a_number_of_a_newer_agent_is_written_as_it_was_read() {
+        let journal = br#"{"format":1,"revision":0,"known":[],"failed":[],"manual":[],"leases":[444444444444144444444444444444444444]}"#;
+        let first = Journal::parse(journal).unwrap().to_bytes().unwrap();
+        let mut written = first.clone();
+        for _ in 0..8 {
+            written = Journal::parse(&written).unwrap().to_bytes().unwrap();
+        }
+        assert_eq!(written, first);
+    }
+
     #[test]
     fn a_release_with_a_newer_agent_and_the_way_back_lose_nothing() {
         // What the agent of the release before this one wrote; it knew neither of images nor of what must be understood.

@@ -25,8 +25,8 @@ const STEP: usize = 1 << 20;
 /// Bytes at the beginning and the end of the disk and of each partition in which nothing of an earlier use stays: labels of RAID,
 /// LVM, ZFS and file systems lie there.
 const EDGE: u64 = 1 << 20;
-/// More than this of a state partition that is only just made is no file system but holes that were read as zeros.
-const MOST_STATE: u64 = 4 << 30;
+/// So large a file is not copied where all of it is said to be in use: that is holes which the file system below does not tell.
+const WITHOUT_HOLES: u64 = 4 << 30;
 
 /// Why a disk could not be made. A disk that was begun is no disk: throw it away.
 #[derive(Debug, thiserror::Error)]
@@ -228,11 +228,16 @@ fn make_state(part: &Partition, files: StateFiles<'_>, scratch: &Path) -> Result
     state::make(&path, 0, part.length, part.uuid, Unwritten::Anything, files)?;
     let used = sparse::written(&file, part.length).map_err(failed)?;
     let bytes: u64 = used.iter().map(|(_, length)| length).sum();
-    // The journal is written whole. Were it a hole, an old one would stay on the disk and be replayed.
-    if !(state::journal(part.length)..=MOST_STATE).contains(&bytes) {
+    if !is_likely(bytes, part.length) {
         return Err(StateError::Holes(scratch.to_owned()).into());
     }
     Ok((file, used))
+}
+
+/// Whether so many bytes of a new state partition's file can be what is in use of it.
+const fn is_likely(used: u64, length: u64) -> bool {
+    // The journal is written whole. Were it a hole, an old one would stay on the disk and be replayed.
+    used >= state::journal(length) && (used < length || length <= WITHOUT_HOLES)
 }
 
 /// Takes away what the disk was used for: first both copies of a partition table, then what lies at the edges of the new partitions.
@@ -395,4 +400,18 @@ fn read_back(
         watch(Step::ReadBack { done, total });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_first_files_are_told_from_holes_that_are_not_told() {
+        let disk = 100 << 30;
+        assert!(is_likely(6 << 30, disk), "container images among the first files");
+        assert!(!is_likely(disk, disk), "no holes");
+        assert!(is_likely(2 << 30, 2 << 30), "no holes, and soon copied");
+        assert!(!is_likely(64 << 20, disk), "the journal is a hole");
+    }
 }

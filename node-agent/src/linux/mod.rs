@@ -77,9 +77,9 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
-    /// The proxy.
-    #[error("repository.proxy is '{0}': write environment, direct or an address")]
-    Proxy(String),
+    /// The proxy. Its text is not told: addresses of proxies have passwords in them, and this goes into logs and the node's status.
+    #[error("repository.proxy is no address: write environment, direct or one such as http://proxy.example.com:3128")]
+    Proxy,
 }
 
 /// How repositories are read, by the settings.
@@ -95,7 +95,7 @@ pub fn repository_options(settings: &Settings) -> Result<RepositoryOptions, Open
     let proxy = match settings.proxy.as_str() {
         "" | "environment" => ProxySetting::FromEnvironment,
         "direct" => ProxySetting::Direct,
-        address => ProxySetting::Url(address.parse().map_err(|_| OpenError::Proxy(settings.proxy.clone()))?),
+        address => ProxySetting::Url(address.parse().map_err(|_| OpenError::Proxy)?),
     };
     Ok(RepositoryOptions {
         trust_root: settings.trust_root.clone(),
@@ -331,6 +331,14 @@ mod tests {
         assert!(host.state.read("journal.json", 9).is_err(), "what could not be looked at is not absent");
         std::fs::remove_file(&var).unwrap();
         assert_eq!(host.state.read("journal.json", 9).unwrap(), None);
+    }
+
+    #[test]
+    fn a_proxy_that_is_no_address_is_named_without_its_password() {
+        let proxy = "http://user:secret@[proxy".to_owned();
+        let settings = Settings { proxy, ..Settings::load(&Default::default()).unwrap() };
+        let told = in_one_line(&repository_options(&settings).unwrap_err());
+        assert!(told.contains("repository.proxy") && !told.contains("secret"), "{told}");
     }
 
     #[test]

@@ -14,6 +14,14 @@ pub enum ApplyError {
     /// Somebody wrote the object meanwhile.
     #[error("{0} was changed meanwhile")]
     Conflict(String),
+    /// What has to be looked at before the write could not be read. Nothing was written.
+    #[error("cannot read {object}")]
+    Unread {
+        /// What was to be read.
+        object: String,
+        /// What happened.
+        source: Box<kube::Error>,
+    },
     /// The operator's RBAC is incomplete, or an admission policy refused.
     #[error("the API server refuses to let the operator write {object}")]
     Refused {
@@ -62,11 +70,19 @@ impl ApplyError {
         }
     }
 
+    /// That something could not be read.
+    #[must_use]
+    pub fn unread(object: impl Into<String>, error: kube::Error) -> Self {
+        Self::Unread { object: object.into(), source: Box::new(error) }
+    }
+
     /// What people are told: the API server's own words, where it said some.
     #[must_use]
     pub fn words(&self) -> String {
         match self {
-            Self::Refused { source, .. } | Self::Api { source, .. } => crate::hooks::why(source),
+            Self::Unread { source, .. } | Self::Refused { source, .. } | Self::Api { source, .. } => {
+                crate::hooks::why(source)
+            }
             Self::Hook { reason, .. } => reason.clone(),
             _ => crate::one_line(self),
         }
@@ -79,6 +95,7 @@ impl ApplyError {
             Self::Mismatch(mismatch) => mismatch.category(),
             Self::Gone(_) => "gone",
             Self::Conflict(_) => "conflict",
+            Self::Unread { .. } => "unread",
             Self::Refused { .. } => "refused",
             Self::Api { .. } => "api",
             Self::TooSlow { .. } => "too-slow",

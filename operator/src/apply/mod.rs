@@ -6,6 +6,7 @@ mod attempt;
 mod error;
 mod forget;
 mod in_flight;
+mod look;
 mod node;
 mod node_update;
 mod statuses;
@@ -21,15 +22,14 @@ use crate::{
     metrics::Metrics,
     notify::Notifier,
 };
-use bascule_api::{NodeUpdate, UpdatePolicyStatus};
+use bascule_api::UpdatePolicyStatus;
 use bascule_planner::{
     Action, Plan, Report, Snapshot, Step,
-    plan::{HookOrder, Judged, Taint},
+    plan::{HookOrder, Taint},
     snapshot::{HookStage, Write, Writes},
 };
-use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::{Api, Client, api::ListParams};
+use kube::Client;
 use std::{
     collections::HashSet,
     sync::Arc,
@@ -299,56 +299,6 @@ impl Writer {
         }
     }
 
-    /// Reads a node's pods past every watch. A reboot can't be taken back, and a watch that is late may not have shown a pod that
-    /// came before the cordon: a node goes down only with pods that the plan knew of.
-    async fn look_at_pods(&self, node: &str) -> Result<(), ApplyError> {
-        let pods: Api<Pod> = Api::all(self.client.clone());
-        let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
-        let found =
-            pods.list(&params).await.map_err(|error| ApplyError::of(format!("the pods of Node {node}"), error))?;
-        let before = self.world.pods.of_place(node);
-        for pod in &found.items {
-            self.world.pods.written(pod);
-        }
-        if before == self.world.pods.of_place(node) {
-            return Ok(());
-        }
-        Err(ApplyError::Conflict(format!("what runs on Node {node}")))
-    }
-
-    /// Reads a Node past every watch. A verdict on a trial is about one boot, and a watch that is late may not have shown that the machine
-    /// has lost its power since and is back.
-    async fn look_at_node(&self, known: &NodeFact) -> Result<(), ApplyError> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        let what = || format!("Node {}", known.name);
-        let params = ListParams::default().fields(&format!("metadata.name={}", known.name));
-        let found = nodes.list(&params).await.map_err(|error| ApplyError::of(what(), error))?;
-        let found = found.items.into_iter().next().ok_or_else(|| ApplyError::Gone(what()))?;
-        let info = found.status.as_ref().and_then(|status| status.node_info.as_ref());
-        if info.is_some_and(|info| info.boot_id == known.boot_id) {
-            return Ok(());
-        }
-        self.world.nodes.written(&found);
-        Err(ApplyError::Conflict(format!("the boot of Node {}", known.name)))
-    }
-
-    /// Reads what a verdict is about past every watch, Node and NodeUpdate: what a policy remembers nothing guards but that it is so when it
-    /// is written.
-    async fn look_at_trial(&self, trial: &Judged) -> Result<(), ApplyError> {
-        let gone = || ApplyError::Gone(format!("Node {}", trial.node));
-        let node = self.world.nodes.get(&Key::cluster(&trial.node)).ok_or_else(gone)?;
-        self.look_at_node(&node).await?;
-        let updates: Api<NodeUpdate> = Api::all(self.client.clone());
-        let what = || format!("NodeUpdate {}", trial.node);
-        let params = ListParams::default().fields(&format!("metadata.name={}", trial.node));
-        let found = updates.list(&params).await.map_err(|error| ApplyError::of(what(), error))?;
-        let found = found.items.into_iter().next().ok_or_else(|| ApplyError::Gone(what()))?;
-        self.world.updates.written(&found);
-        let now = node_now(&self.world, &trial.node).ok_or_else(gone)?;
-        trial.expect.check(&now)?;
-        Ok(())
-    }
-
     fn update(&self, name: &str) -> Result<Arc<UpdateFact>, ApplyError> {
         self.world.updates.get(&Key::cluster(name)).ok_or_else(|| ApplyError::Gone(format!("NodeUpdate {name}")))
     }
@@ -382,60 +332,5 @@ fn owner(api_version: &str, kind: &str, name: &str, uid: &str) -> OwnerReference
         name: name.to_owned(),
         uid: uid.to_owned(),
         ..OwnerReference::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::Clock;
-    use axum::{Json, Router, routing::get};
-    use bascule_planner::Expect;
-    use kube::Config;
-    use serde_json::json;
-
-    /// The watches show the boot `old` of both; the API server has the newer objects.
-    #[tokio::test]
-    async fn a_trial_is_looked_at_past_the_watches_before_a_verdict_on_it_is_remembered() {
-        bascule_tests::install_tls_provider();
-        let node = |version: &str, boot: &str| {
-            let info = json!({"architecture": "amd64", "bootID": boot, "containerRuntimeVersion": "", "kernelVersion": "",
-                "kubeProxyVersion": "", "kubeletVersion": "v1.34.0", "machineID": "", "operatingSystem": "linux",
-                "osImage": "", "systemUUID": ""});
-            json!({"apiVersion": "v1", "kind": "Node", "status": {"nodeInfo": info},
-                "metadata": {"name": "n1", "uid": "n", "resourceVersion": version}})
-        };
-        let update = |version: &str, boot: &str| {
-            json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "spec": {"policy": "p"},
-                "metadata": {"name": "n1", "uid": "u", "resourceVersion": version}, "status": {"bootID": boot}})
-        };
-        let boot = || "old".to_owned();
-        let expect = Expect { boot_id: Some(boot()), agent_boot: Some(Some(boot())), ..Expect::default() };
-        let trial = Judged { node: "n1".to_owned(), expect };
-        for (kubelet, agent, came_to) in
-            [("old", "old", None), ("new", "old", Some("conflict")), ("old", "new", Some("boot-id"))]
-        {
-            let list = |kind: &str, item: serde_json::Value| {
-                let metadata = json!({"resourceVersion": "9"});
-                let list = json!({"apiVersion": "v1", "kind": kind, "metadata": metadata, "items": [item]});
-                get(move || async move { Json(list) })
-            };
-            let router = Router::new()
-                .route("/api/v1/nodes", list("NodeList", node("8", kubelet)))
-                .route("/apis/bascule.dev/v1alpha1/nodeupdates", list("NodeUpdateList", update("9", agent)));
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let url = format!("http://{}", listener.local_addr().unwrap());
-            tokio::spawn(async move { axum::serve(listener, router).await });
-            let client = Client::try_from(Config::new(url.parse().unwrap())).unwrap();
-            let world = World::new(Arc::new(tokio::sync::watch::Sender::new(0)), &Clock::system());
-            world.nodes.written(&serde_json::from_value(node("6", "old")).unwrap());
-            world.updates.written(&serde_json::from_value(update("7", "old")).unwrap());
-            let (events, _told) = Events::to_nowhere();
-            let writer = Writer::new(client, world.clone(), Metrics::new(), events);
-            let looked = writer.look_at_trial(&trial).await;
-            assert_eq!(looked.as_ref().err().map(ApplyError::category), came_to, "{kubelet}, {agent}");
-            let known = node_now(&world, "n1").unwrap();
-            assert_eq!(known.boot_id, kubelet, "the next plan knows it");
-        }
     }
 }

@@ -19,9 +19,9 @@ use kube::{
 };
 use std::{fmt::Debug, pin::pin, time::Duration};
 
-/// How many objects a list brings at once. They are held together while they are read: Nodes and pods of tens of kilobytes make a few
+/// How many objects a list brings at once. They are held together while they are read: Nodes and pods of tens of kilobytes make some
 /// megabytes.
-pub(super) const PAGE: u32 = 100;
+pub(super) const PAGE: u32 = 250;
 /// How long the first objects may be waited for: whoever does not know that they are asked for (Kubernetes before 1.27, stand-ins) never
 /// says that these were all. Longer than any pause between two tries.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -146,7 +146,7 @@ mod tests {
         let query = uri.query().unwrap_or_default();
         if !query.contains("watch=true") {
             server.lists.fetch_add(1, Ordering::SeqCst);
-            assert!(query.contains("limit=100") && !query.contains("resourceVersion=0"), "{query}");
+            assert!(query.contains("limit=250") && !query.contains("resourceVersion=0"), "{query}");
             let metadata = json!({"resourceVersion": "9"});
             let items = [freeze("listed", 8)];
             return Json(json!({"apiVersion": "v1", "kind": "List", "metadata": metadata, "items": items}))

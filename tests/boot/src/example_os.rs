@@ -243,6 +243,13 @@ mod tests {
         lies_below(home.path(), home.path(), &mut left);
         let left: Vec<&str> = left.keys().map(String::as_str).collect();
         assert_eq!(left, ["etc/machine-id", "etc/os-release", "usr/bin/sh", "var/cache"]);
+        // Not of the system that runs, whatever the list says.
+        let (remove, empty) = (workspace().join("examples/debian/remove"), home.path().join("empty"));
+        fs::write(&empty, "").unwrap();
+        for root in ["/", "//", "/usr/..", "", "/missing"] {
+            let output = Command::new(&remove).arg(root).arg(&empty).output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{root:?}");
+        }
         assert_eq!(COMMAND_LINE.lines().count(), 1);
     }
 }

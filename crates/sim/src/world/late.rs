@@ -257,10 +257,10 @@ impl World {
             return Some(model::Done::Refused(Mismatch::Update));
         }
         if matches!(step.action, Action::Commit { .. } | Action::Revert { drained_at: None, .. })
-            && truth.boot_id != seen.boot_id
+            && (&truth.uid, &truth.boot_id, truth.ready) != (&seen.uid, &seen.boot_id, seen.ready)
         {
             self.answer(Kind::Nodes, &name);
-            self.tell(&format!("API server  shows another boot of {name} than the watch"));
+            self.tell(&format!("API server  shows another boot of {name}, or another Ready, than the watch"));
             return Some(model::Done::Refused(Mismatch::BootId));
         }
         let mismatch = match Written::by(&step.action) {
@@ -282,7 +282,10 @@ impl World {
         let Action::Remember { judged, .. } = action else { return None };
         let (name, mismatch) = judged.iter().find_map(|Judged { node, expect }| {
             let truth = self.snapshot.nodes.iter().find(|known| *known.name == **node);
-            let found = truth.map_or(Err(Mismatch::NodeUid), |truth| expect.check(truth));
+            let found = truth.map_or(Err(Mismatch::NodeUid), |truth| match self.node_seen(node) {
+                Some(seen) if seen.ready != truth.ready => Err(Mismatch::BootId),
+                Some(_) | None => expect.check(truth),
+            });
             found.err().map(|mismatch| (node.clone(), mismatch))
         })?;
         self.answer(Kind::Nodes, &name);
