@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, bail};
-use bascule_os_image::{Store, ensure_qemu};
+use bascule_image::boot_loader::in_image;
+use bascule_names::Architecture;
+use bascule_os_image::{Contents, Distribution, ImageFile, Store, boot_loader_of, ensure_qemu};
 
 use crate::container_os::{self, Containers};
 use crate::example_os::PRODUCT;
@@ -12,7 +14,7 @@ use crate::install::{self, Boot, StateFile};
 use crate::machine::{Drive, MEMORY_MIB, Machine, Parts};
 use crate::policy_key::PolicyKey;
 use crate::reference::{self, AgentOf, Edition, Programs};
-use crate::release::Release;
+use crate::release::{Release, brought};
 use crate::sealed_os;
 use crate::vendor::{self, ReferenceVendor};
 
@@ -112,15 +114,40 @@ impl Lab {
                 Programs { agent, ..self.programs.clone() }
             }
         };
-        let recipe = if edition.containers {
+        let mut recipe = if edition.containers {
             container_os::recipe(edition, &programs, trust_root, &Containers::prepare(&crate::say)?)?
         } else if edition.sealed {
             sealed_os::recipe(edition, &programs, trust_root)?
         } else {
             reference::recipe(edition, &programs, trust_root)?
         };
+        let loader = edition.brings_loader.then(|| self.boot_loader()).transpose()?;
+        if let Some(loader) = &loader {
+            // Where the package `systemd-boot-efi` puts it.
+            let [_, path] = in_image(Architecture::X86_64);
+            let bytes = std::fs::read(loader).with_context(|| format!("reading {}", loader.display()))?;
+            recipe.files.push(ImageFile { path, mode: 0o644, contents: Contents::Bytes(bytes) });
+        }
         let key = edition.sealed.then(|| PolicyKey::of(&self.places.vendor_home)).transpose()?;
-        Release::of(&self.places.store, &self.places.store.build(&recipe, &crate::say)?, key.as_ref())
+        let release = Release::of(&self.places.store, &self.places.store.build(&recipe, &crate::say)?, key.as_ref())?;
+        let Some(boot_loader) = loader else { return Ok(release) };
+        let brings = Some(brought(&boot_loader)?);
+        Ok(Release { brings, boot_loader, ..release })
+    }
+
+    /// systemd-boot as it comes with the packages of the first release.
+    fn boot_loader(&self) -> anyhow::Result<PathBuf> {
+        let recipe = reference::recipe(Edition::OLD, &self.programs, &self.places.trust_root)?;
+        Ok(self.places.store.build(&recipe, &crate::say)?.boot_loader())
+    }
+
+    /// An older systemd-boot than any release of these tests has.
+    ///
+    /// # Errors
+    /// When it can't be fetched.
+    pub fn older_boot_loader(&self) -> anyhow::Result<PathBuf> {
+        boot_loader_of(&self.places.store, Distribution::Bookworm, &crate::say)
+            .context("fetching a boot loader of an older Debian")
     }
 
     /// A new host with `release` in slot A, switched off.
@@ -163,7 +190,20 @@ impl Lab {
         };
         let (name, ports, relay) = (name.to_owned(), ports.to_vec(), self.relay.clone());
         let Setup { memory_mib, secure_boot, tpm, drive, .. } = *setup;
-        Machine::new(Parts { name, disk, drive, second_disk, tpm, secure_boot, memory_mib, ports, folder, relay })
+        let credentials = setup.credentials.clone();
+        Machine::new(Parts {
+            name,
+            disk,
+            drive,
+            second_disk,
+            tpm,
+            secure_boot,
+            memory_mib,
+            credentials,
+            ports,
+            folder,
+            relay,
+        })
     }
 
     /// Where logs and disks of this run lie.
@@ -199,6 +239,8 @@ pub struct Setup {
     pub secure_boot: bool,
     /// What its disk is to it.
     pub drive: Drive,
+    /// Credentials that it is started with, by name.
+    pub credentials: Vec<(String, String)>,
 }
 
 impl Default for Setup {
@@ -210,6 +252,7 @@ impl Default for Setup {
             tpm: false,
             secure_boot: false,
             drive: Drive::Virtio,
+            credentials: Vec::new(),
         }
     }
 }

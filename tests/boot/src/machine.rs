@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bascule_tests::supervise::{Scratch, Supervised};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use crate::console::{Console, Line};
 use crate::disk::{Disk, Loss, Server};
@@ -93,6 +95,8 @@ pub struct Parts {
     pub secure_boot: bool,
     /// Its memory, in MiB.
     pub memory_mib: u32,
+    /// Credentials that it is started with, by name (systemd.system-credentials(7)).
+    pub credentials: Vec<(String, String)>,
     /// Ports of the host's loopback that the machine reaches at the same port of the relay's address.
     pub ports: Vec<u16>,
     /// Where the console's log and the firmware's variables go.
@@ -358,6 +362,11 @@ impl Machine {
         }
         if let Some(options) = &self.more_options {
             add("-smbios", format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={options}"));
+        }
+        for (name, content) in &self.parts.credentials {
+            // As docs/os-image.md has it. No comma in it, which QEMU would part options at.
+            let content = STANDARD.encode(content);
+            add("-smbios", format!("type=11,value=io.systemd.credential.binary:{name}={content}"));
         }
         add("-netdev", network);
         // No option ROM: the machine never boots from the network.

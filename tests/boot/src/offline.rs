@@ -31,9 +31,25 @@ pub fn slot_offset(disk: &Path, slot: Slot) -> anyhow::Result<u64> {
 /// # Errors
 /// When the ESP can't be read.
 pub fn entries(disk: &Path) -> anyhow::Result<Vec<String>> {
-    let mut names: Vec<String> = table(disk)?.esp()?.list(ENTRIES)?.into_iter().map(|file| file.name).collect();
+    files(disk, ENTRIES)
+}
+
+/// The names of the files in a folder of the ESP, sorted.
+///
+/// # Errors
+/// When the ESP can't be read.
+pub fn files(disk: &Path, folder: &str) -> anyhow::Result<Vec<String>> {
+    let mut names: Vec<String> = table(disk)?.esp()?.list(folder)?.into_iter().map(|file| file.name).collect();
     names.sort();
     Ok(names)
+}
+
+/// What is in a file on the ESP, of at most 4 MiB.
+///
+/// # Errors
+/// When the ESP can't be read, or the file is not there.
+pub fn read_file(disk: &Path, path: &str) -> anyhow::Result<Vec<u8>> {
+    table(disk)?.esp()?.read(path, 4 << 20).with_context(|| format!("reading {path}"))
 }
 
 /// Writes a file to the ESP.

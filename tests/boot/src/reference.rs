@@ -41,6 +41,8 @@ pub struct Edition<'a> {
     pub agent: AgentOf,
     /// Whether it has a volume that its TPM opens, and a boot image with signatures for that.
     pub sealed: bool,
+    /// Whether it brings the boot loader of its packages, unsigned as Debian has it.
+    pub brings_loader: bool,
 }
 
 /// Which commit's agent a release has.
@@ -87,6 +89,7 @@ impl Edition<'static> {
         mounts: Mounts::Usual,
         agent: AgentOf::Today,
         sealed: false,
+        brings_loader: false,
     };
     /// The second: everything that was published since.
     pub const NEW: Self = Self { version: "1.1", archive: Archive::Updates, ..Self::OLD };
@@ -103,6 +106,8 @@ impl Edition<'static> {
     pub const DECAYS: Self = Self { version: "1.5", ..Self::OLD };
     /// Sound, on a machine whose network goes.
     pub const CUT_OFF: Self = Self { version: "1.6", deadline: Deadline::Soon, ..Self::OLD };
+    /// Brings a boot loader to a machine that has an older one.
+    pub const BRINGS_LOADER: Self = Self { version: "1.7", brings_loader: true, ..Self::OLD };
     /// With containerd and a real kubelet.
     pub const CONTAINERS_OLD: Self = Self { version: "2.0", containers: true, ..Self::OLD };
     /// The same with everything that was published since.
@@ -119,8 +124,8 @@ impl Edition<'static> {
     pub const UNSIGNED: Self = Self { version: "4.1", ..Self::OLD };
     /// Signed, and revoked.
     pub const REVOKED: Self = Self { version: "4.2", ..Self::OLD };
-    /// Signed.
-    pub const SIGNED_NEW: Self = Self { version: "4.3", ..Self::OLD };
+    /// Signed, but for the boot loader that it brings.
+    pub const SIGNED_NEW: Self = Self { version: "4.3", brings_loader: true, ..Self::OLD };
     /// For a host with a TPM.
     pub const SEALED_OLD: Self = Self { version: "5.0", sealed: true, ..Self::OLD };
     /// The next release of it.
@@ -192,7 +197,7 @@ mod tests {
         let editions = include_str!("reference.rs").lines().filter(|line| line.starts_with("    pub const "));
         let sandbox = bascule_os_image::sandbox().len();
         let editions = editions.count();
-        assert!(editions >= 18, "{editions}");
+        assert!(editions >= 19, "{editions}");
         assert!(
             editions + sandbox <= bascule_os_image::KEPT_IMAGES,
             "{editions} editions and {sandbox} of the sandbox"

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use bascule_image::Sha256;
+use bascule_image::boot_loader::BootLoader;
+use bascule_image::release::manifest;
 use bascule_image::uki::PhasePath;
 use bascule_image::work::Watch;
-use bascule_names::{Architecture, Product, Version};
+use bascule_names::{Architecture, Digest, Product, Version};
 use bascule_os_image::{OsImage, Store};
 use bascule_release::policy::PcrPolicy;
 use bascule_release::{BootParts, Hashed, Identity, Pcr};
@@ -30,8 +32,10 @@ pub struct Release {
     pub root_hash: Sha256,
     /// The unified kernel image.
     pub uki: PathBuf,
-    /// systemd-boot, which goes onto the ESP once, when a host is installed.
+    /// systemd-boot, which goes onto the ESP when a host is installed.
     pub boot_loader: PathBuf,
+    /// The boot loader in its image that machines take, as the manifest has it.
+    pub brings: Option<manifest::BootLoader>,
     /// Digest of the sources that made it.
     pub builder: String,
 }
@@ -80,8 +84,24 @@ impl Release {
             }
         };
         let (version, boot_loader) = (image.version.clone(), image.boot_loader());
-        Ok(Self { version, data, hashes, root_hash, uki, boot_loader, builder })
+        Ok(Self { version, data, hashes, root_hash, uki, boot_loader, brings: None, builder })
     }
+}
+
+/// What a manifest says of a boot loader that lies in the image: what `bascule release build --boot-loader` writes.
+///
+/// # Errors
+/// When it can't be read, or is no systemd-boot.
+pub fn brought(path: &Path) -> anyhow::Result<manifest::BootLoader> {
+    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let found = BootLoader::read(&bytes).with_context(|| format!("looking at {}", path.display()))?;
+    let found = found.with_context(|| format!("{} is no systemd-boot", path.display()))?;
+    Ok(manifest::BootLoader {
+        version: found.version,
+        size: bytes.len() as u64,
+        digest: Digest::from(Sha256::of(&bytes)),
+        downgrade: false,
+    })
 }
 
 /// Which release it is.

@@ -24,8 +24,8 @@ use crate::say;
 use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
 use crate::scenarios::{
-    Stage, example, faults, gptprio, install, integrity, kubelet, layout, life, never_ready, order, outage,
-    secure_boot, tpm,
+    Stage, boot_loader, credential, example, faults, gptprio, install, integrity, kubelet, layout, life, never_ready,
+    order, outage, secure_boot, tpm,
 };
 use crate::vendor::ReferenceVendor;
 
@@ -68,9 +68,21 @@ impl Wanted {
     }
 
     fn wants_cluster(&self) -> bool {
-        ["life", "never-ready", "fault", "cut", "outage", "integrity", "kubelet", "layout", "secure-boot", "tpm"]
-            .iter()
-            .any(|name| self.some_of(name))
+        let names = [
+            "life",
+            "never-ready",
+            "fault",
+            "cut",
+            "outage",
+            "integrity",
+            "kubelet",
+            "layout",
+            "secure-boot",
+            "tpm",
+            "boot-loader",
+            "credential",
+        ];
+        names.iter().any(|name| self.some_of(name))
     }
 
     /// The nodes whose power fails: their names, and their cuts in order.
@@ -153,6 +165,7 @@ struct Releases {
     hangs: Prepared,
     decays: Prepared,
     cut_off: Prepared,
+    brings_loader: Prepared,
     containers_old: Prepared,
     containers_new: Prepared,
     two_partitions_old: Prepared,
@@ -177,6 +190,7 @@ impl Releases {
             hangs: release(Edition::HANGS),
             decays: release(Edition::DECAYS),
             cut_off: release(Edition::CUT_OFF),
+            brings_loader: release(Edition::BRINGS_LOADER),
             containers_old: release(Edition::CONTAINERS_OLD),
             containers_new: release(Edition::CONTAINERS_NEW),
             two_partitions_old: release(Edition::TWO_PARTITIONS_OLD),
@@ -422,6 +436,19 @@ fn cluster_chains<'a>(
         let (old, new) = (&releases.sealed_old, &releases.sealed_new);
         let run = async move { tpm::run(stage, old.get().await?, new.get().await?).await };
         scenarios.add("tpm", None, Box::pin(run));
+    }
+    if wanted.has("boot-loader", true) {
+        let (new, seed) = (&releases.brings_loader, wanted.seed);
+        let run = async move {
+            let lab = Arc::clone(&new.lab);
+            let older = tokio::task::spawn_blocking(move || lab.older_boot_loader()).await??;
+            boot_loader::run(stage, old.get().await?, new.get().await?, &older, seed).await
+        };
+        scenarios.add("boot-loader", Some(new), Box::pin(run));
+    }
+    if wanted.has("credential", true) {
+        let run = async move { credential::run(stage, old.get().await?).await };
+        scenarios.add("credential", None, Box::pin(run));
     }
     if wanted.has("integrity", true) {
         scenarios.add(

@@ -9,9 +9,10 @@ use std::process::Command;
 use anyhow::{Context as _, bail, ensure};
 use bascule_image::Sha256;
 use bascule_image::build::{Effort, Options};
+use bascule_image::work::Watch;
 use bascule_names::{Architecture, Version};
 use bascule_os_image::cache;
-use bascule_release::{Base, BuildFolder, Release as Built};
+use bascule_release::{Base, BuildFolder, Extras, Release as Built};
 use bascule_repository::publish::{
     Lifetimes, Notes, Outcome, Publisher, RoleSetup, Roles, Signing, SigningKey, generate, init,
 };
@@ -201,7 +202,10 @@ fn published(outcome: Outcome) -> anyhow::Result<()> {
 fn pack(cache_folder: &Path, release: &Release, bases: &[Release]) -> anyhow::Result<PathBuf> {
     let uki = fs::read(&release.uki).with_context(|| format!("reading {}", release.uki.display()))?;
     let from: Vec<String> = bases.iter().map(|base| base.root_hash.to_string()).collect();
-    let key = format!("{} {} {} {}", release.builder, release.root_hash, Sha256::of(&uki), from.join(" "));
+    let mut key = format!("{} {} {} {}", release.builder, release.root_hash, Sha256::of(&uki), from.join(" "));
+    if let Some(loader) = &release.brings {
+        key.push_str(&format!(" {}", loader.digest));
+    }
     let root = cache_folder.join(Sha256::of(key.as_bytes()).to_string());
     if BuildFolder::open(&root, Architecture::X86_64).is_ok() {
         cache::used(&root)?;
@@ -221,7 +225,14 @@ fn pack(cache_folder: &Path, release: &Release, bases: &[Release]) -> anyhow::Re
     // Tests move a pack once: a quarter more to move costs less than packing it well.
     let options = Options { effort: Effort::Fast, ..Options::default() };
     let identity = identity(&product, &version);
-    Built { folder: &folder, identity, image: &image, hashed: &hashed }.build(&uki, &from, &options)?;
+    let built = Built { folder: &folder, identity, image: &image, hashed: &hashed };
+    // Part by part, as the vendor's command does it, which says more in the manifest than what is built.
+    let uki = built.boot_image(&uki)?;
+    let mut packs = vec![built.full(&options, &Watch::none())?];
+    for base in &from {
+        packs.push(built.delta(*base, &options, &Watch::none())?);
+    }
+    built.finish(uki, packs, Extras { boot_loader: release.brings.clone(), ..Extras::default() })?;
     cache::keep(cache_folder, KEPT)?;
     Ok(root)
 }

@@ -13,6 +13,7 @@
 //! the number of images. The mirror is the one in the machine's own apt configuration.
 
 mod archive;
+mod boot_loader;
 pub mod cache;
 mod cargo;
 mod cpio;
@@ -27,6 +28,7 @@ mod tool;
 mod tree;
 
 pub use archive::sources_here;
+pub use boot_loader::boot_loader_of;
 pub use cargo::cargo;
 pub use error::Error;
 pub use qemu::ensure_qemu;

@@ -222,7 +222,8 @@ async fn cut(
     Ok(format!("{how} ({writes} writes and {reads} reads on the whole disk since the phase began)"))
 }
 
-fn part(machine: &Machine, number: u32) -> anyhow::Result<Range<u64>> {
+/// The bytes of a partition on the machine's disk.
+pub(super) fn part(machine: &Machine, number: u32) -> anyhow::Result<Range<u64>> {
     let medium = Medium::open_file(machine.disk().path()).context("opening the disk")?;
     let part = Table::read(&medium).context("reading the table")?.part(number)?;
     Ok(part.offset()..part.offset() + part.length())

@@ -1,6 +1,8 @@
 //! The scenarios. Each one names what it would catch; each fails with the last lines of the machine's console.
 
+pub mod boot_loader;
 pub mod counting;
+pub mod credential;
 pub mod cuts;
 pub mod example;
 pub mod faults;

@@ -6,13 +6,15 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
-use bascule_api::{NodeError, NodeUpdateStatus};
+use bascule_api::{NodeError, NodeUpdateStatus, conditions};
+use bascule_image::boot_loader::in_fallback;
+use bascule_names::Architecture;
 use bascule_sim::layout::Slot;
 
 use super::{BOOT, STAGE, Stage, TRIAL, committed};
 use crate::install::Boot;
 use crate::lab::Setup;
-use crate::machine::Drive;
+use crate::machine::{Drive, Machine};
 use crate::offline;
 use crate::release::Release;
 
@@ -83,10 +85,48 @@ pub async fn run(stage: Stage<'_>, releases: Releases<'_>) -> anyhow::Result<()>
 
     stage.vendor.publish(NODE, &new, &[&old]).await?;
     stage.until(&machine, "the signed release is committed", STAGE + TRIAL, |status| committed(status, &new)).await?;
+    refuses_boot_loader(stage, &mut machine, &old, &new).await.context("with a boot loader that nobody signed")?;
     machine.shut_down(BOOT).await?;
     offline::judge(machine.disk().path(), &[(Slot::A, &old), (Slot::B, &new)])?;
     machine.discard();
     Ok(())
+}
+
+/// The release that was committed brings a boot loader that this firmware would not start: it is refused, what was there stays, and the
+/// machine starts by it.
+async fn refuses_boot_loader(
+    stage: Stage<'_>,
+    machine: &mut Machine,
+    old: &Release,
+    new: &Release,
+) -> anyhow::Result<()> {
+    ensure!(new.brings.is_some(), "{} brings no boot loader", new.version);
+    let refused = |status: &NodeUpdateStatus| {
+        let found = conditions::get(&status.conditions, conditions::BOOT_LOADER_CURRENT);
+        found.is_some_and(|found| found.status == "False" && found.reason == NodeError::SecureBoot.as_str())
+    };
+    let status = stage.until_now(machine, "the boot loader is refused", STAGE, refused).await?;
+    let said = conditions::get(&status.conditions, conditions::BOOT_LOADER_CURRENT);
+    let message = said.map(|said| said.message.clone()).unwrap_or_default();
+    crate::say(&format!("{NODE}: {message}"));
+    ensure!(message.contains("it is not signed"), "it is refused for another reason: {message}");
+    // Nothing waits for it: what the operator judges by does not know of it.
+    let error = status.last_error.map(|error| error.message).unwrap_or_default();
+    ensure!(!error.contains("systemd-boot"), "it is an error of the node: {error}");
+    machine.shut_down(BOOT).await?;
+    let (folder, name) = in_fallback(Architecture::X86_64);
+    let found = offline::read_file(machine.disk().path(), &format!("{folder}/{name}"))?;
+    let signed = std::fs::read(&old.boot_loader).with_context(|| format!("reading {}", old.boot_loader.display()))?;
+    ensure!(found == signed, "{folder}/{name} is not what it was");
+    let (shell, from) = (machine.now(), machine.console().now());
+    machine.power_on()?;
+    machine.wait_until_up(shell, BOOT).await?;
+    let boots = machine.boots(from);
+    ensure!(boots == 1, "{boots} kernels were started before one came up");
+    stage
+        .until_now(machine, "the node goes on", STAGE, |status| committed(status, new) && refused(status))
+        .await
+        .map(drop)
 }
 
 /// One key for everything: it owns the platform, may change the databases, and signs images.
