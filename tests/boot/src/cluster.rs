@@ -107,6 +107,12 @@ impl Cluster {
         &self.ports
     }
 
+    /// The command line tool.
+    #[must_use]
+    pub fn cli(&self) -> &Path {
+        &self.cli
+    }
+
     /// A client of the cluster's admin.
     #[must_use]
     pub fn client(&self) -> &Client {

@@ -170,9 +170,7 @@ impl Lab {
         ports: &[u16],
         setup: &Setup,
     ) -> anyhow::Result<Machine> {
-        let number = self.machines.fetch_add(1, Ordering::Relaxed);
-        let folder = self.places.folder.join(format!("{number:02}-{name}"));
-        std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let folder = self.folder_of(name)?;
         let disk = folder.join("disk.img");
         install::install(release, state, &setup.boot, setup.drive.sector(), &disk)?;
         let second = folder.join("second.img");
@@ -190,12 +188,13 @@ impl Lab {
         };
         let (name, ports, relay) = (name.to_owned(), ports.to_vec(), self.relay.clone());
         let Setup { memory_mib, secure_boot, tpm, drive, .. } = *setup;
-        let credentials = setup.credentials.clone();
+        let (credentials, read_only_disk) = (setup.credentials.clone(), setup.read_only_disk.clone());
         Machine::new(Parts {
             name,
             disk,
             drive,
             second_disk,
+            read_only_disk,
             tpm,
             secure_boot,
             memory_mib,
@@ -204,6 +203,35 @@ impl Lab {
             folder,
             relay,
         })
+    }
+
+    /// A host whose disk somebody else has written, switched off.
+    ///
+    /// # Errors
+    /// When its files can't be made.
+    pub fn host_on(&self, name: &str, disk: PathBuf, ports: &[u16]) -> anyhow::Result<Machine> {
+        Machine::new(Parts {
+            name: name.to_owned(),
+            disk,
+            drive: Drive::Virtio,
+            second_disk: None,
+            read_only_disk: None,
+            tpm: false,
+            secure_boot: false,
+            memory_mib: MEMORY_MIB,
+            credentials: Vec::new(),
+            ports: ports.to_vec(),
+            folder: self.folder_of(name)?,
+            relay: self.relay.clone(),
+        })
+    }
+
+    /// A folder for what a machine leaves behind.
+    fn folder_of(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let number = self.machines.fetch_add(1, Ordering::Relaxed);
+        let folder = self.places.folder.join(format!("{number:02}-{name}"));
+        std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        Ok(folder)
     }
 
     /// Where logs and disks of this run lie.
@@ -241,6 +269,8 @@ pub struct Setup {
     pub drive: Drive,
     /// Credentials that it is started with, by name.
     pub credentials: Vec<(String, String)>,
+    /// The medium of one more disk, which can't be written. It is the machine's own from now on.
+    pub read_only_disk: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -253,6 +283,7 @@ impl Default for Setup {
             secure_boot: false,
             drive: Drive::Virtio,
             credentials: Vec::new(),
+            read_only_disk: None,
         }
     }
 }

@@ -89,6 +89,8 @@ pub struct Parts {
     pub drive: Drive,
     /// The medium of a second disk, whose content nobody cares about afterwards.
     pub second_disk: Option<PathBuf>,
+    /// The medium of one more disk, which can't be written.
+    pub read_only_disk: Option<PathBuf>,
     /// Whether it has a TPM 2.0, which keeps its secrets over power cuts.
     pub tpm: bool,
     /// Whether its firmware can check signatures; it does once keys are enrolled.
@@ -158,6 +160,12 @@ impl Machine {
     #[must_use]
     pub fn disk(&self) -> &Disk {
         &self.disk
+    }
+
+    /// The medium of its second disk, if it has one.
+    #[must_use]
+    pub fn second_disk(&self) -> Option<&Path> {
+        self.parts.second_disk.as_deref()
     }
 
     /// Its first serial line, with kernel, initrd and the units that speak there.
@@ -263,7 +271,8 @@ impl Machine {
     /// Throws away the disk of a machine whose scenario has passed; its logs stay.
     pub fn discard(self) {
         let Self { parts, .. } = self;
-        for file in [parts.disk, parts.folder.join(VARIABLES_FILE)].into_iter().chain(parts.second_disk) {
+        let more = parts.second_disk.into_iter().chain(parts.read_only_disk);
+        for file in [parts.disk, parts.folder.join(VARIABLES_FILE)].into_iter().chain(more) {
             // It takes room and no more: the next run empties the folder.
             let _ = std::fs::remove_file(file);
         }
@@ -354,6 +363,10 @@ impl Machine {
         if let Some(second) = &self.parts.second_disk {
             add("-blockdev", format!("driver=file,node-name=disk1,filename={}", second.display()));
             add("-device", "virtio-blk-pci,drive=disk1".to_owned());
+        }
+        if let Some(medium) = &self.parts.read_only_disk {
+            add("-blockdev", format!("driver=file,node-name=disk2,read-only=on,filename={}", medium.display()));
+            add("-device", "virtio-blk-pci,drive=disk2".to_owned());
         }
         if self.parts.tpm {
             add("-chardev", format!("socket,id=tpm,path={}", socket(TPM)));

@@ -43,6 +43,8 @@ pub struct Edition<'a> {
     pub sealed: bool,
     /// Whether it brings the boot loader of its packages, unsigned as Debian has it.
     pub brings_loader: bool,
+    /// Whether it has what `bascule install` calls.
+    pub installs: bool,
 }
 
 /// Which commit's agent a release has.
@@ -90,6 +92,7 @@ impl Edition<'static> {
         agent: AgentOf::Today,
         sealed: false,
         brings_loader: false,
+        installs: false,
     };
     /// The second: everything that was published since.
     pub const NEW: Self = Self { version: "1.1", archive: Archive::Updates, ..Self::OLD };
@@ -130,6 +133,8 @@ impl Edition<'static> {
     pub const SEALED_OLD: Self = Self { version: "5.0", sealed: true, ..Self::OLD };
     /// The next release of it.
     pub const SEALED_NEW: Self = Self { version: "5.1", ..Self::SEALED_OLD };
+    /// A live system, from which others are installed.
+    pub const LIVE: Self = Self { version: "6.0", installs: true, ..Self::OLD };
 }
 
 /// When the guard takes a trial back. A product's deadline is three quarters of an hour; nobody waits that long for a test.
@@ -175,7 +180,8 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs, trust_root: &str) -> an
 #[must_use]
 pub fn packages(edition: Edition<'_>) -> Recipe {
     let layers: &[Layer] = if edition.containers { &[HOST, KUBERNETES] } else { &[HOST] };
-    let sealed: &[&str] = if edition.sealed { &sealed_os::PACKAGES } else { &[] };
+    // e2fsprogs is among them, and all of them are one tree of packages.
+    let sealed: &[&str] = if edition.sealed || edition.installs { &sealed_os::PACKAGES } else { &[] };
     Recipe {
         product: PRODUCT.to_owned(),
         version: edition.version.to_owned(),
@@ -197,7 +203,7 @@ mod tests {
         let editions = include_str!("reference.rs").lines().filter(|line| line.starts_with("    pub const "));
         let sandbox = bascule_os_image::sandbox().len();
         let editions = editions.count();
-        assert!(editions >= 19, "{editions}");
+        assert!(editions >= 20, "{editions}");
         assert!(
             editions + sandbox <= bascule_os_image::KEPT_IMAGES,
             "{editions} editions and {sandbox} of the sandbox"

@@ -24,8 +24,8 @@ use crate::say;
 use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
 use crate::scenarios::{
-    Stage, boot_loader, credential, example, faults, gptprio, install, integrity, kubelet, layout, life, never_ready,
-    order, outage, secure_boot, tpm,
+    Stage, bare_metal, boot_loader, credential, example, faults, gptprio, install, integrity, kubelet, layout, life,
+    never_ready, order, outage, secure_boot, tpm,
 };
 use crate::vendor::ReferenceVendor;
 
@@ -81,6 +81,7 @@ impl Wanted {
             "tpm",
             "boot-loader",
             "credential",
+            "bare-metal",
         ];
         names.iter().any(|name| self.some_of(name))
     }
@@ -177,6 +178,7 @@ struct Releases {
     signed_new: Prepared,
     sealed_old: Prepared,
     sealed_new: Prepared,
+    live: Prepared,
 }
 
 impl Releases {
@@ -202,6 +204,7 @@ impl Releases {
             signed_new: release(Edition::SIGNED_NEW),
             sealed_old: release(Edition::SEALED_OLD),
             sealed_new: release(Edition::SEALED_NEW),
+            live: release(Edition::LIVE),
         }
     }
 }
@@ -445,6 +448,11 @@ fn cluster_chains<'a>(
             boot_loader::run(stage, old.get().await?, new.get().await?, &older, seed).await
         };
         scenarios.add("boot-loader", Some(new), Box::pin(run));
+    }
+    if wanted.has("bare-metal", true) {
+        let live = &releases.live;
+        let run = async move { bare_metal::run(stage, live.get().await?, old.get().await?).await };
+        scenarios.add("bare-metal", None, Box::pin(run));
     }
     if wanted.has("credential", true) {
         let run = async move { credential::run(stage, old.get().await?).await };

@@ -139,6 +139,20 @@ impl ReferenceVendor {
         self.pack(release, bases).await.map(drop)
     }
 
+    /// Leaves in `to`, which is not there yet, what `bascule release build` leaves of a release.
+    ///
+    /// # Errors
+    /// When it can't be packed or copied.
+    pub async fn build_folder(&self, release: &Release, to: &Path) -> anyhow::Result<()> {
+        let _one_at_a_time = PACKING.lock().await;
+        let packed = self.pack(release, &[]).await?;
+        let copied = Command::new("cp").arg("-r").arg(&packed).arg(to).status()?;
+        ensure!(copied.success(), "copying {} failed", packed.display());
+        let (folder, _) = BuildFolder::open(to, Architecture::X86_64)?;
+        let image = folder.image_path();
+        fs::copy(&release.data, &image).with_context(|| format!("writing {}", image.display())).map(drop)
+    }
+
     async fn pack(&self, release: &Release, bases: &[&Release]) -> anyhow::Result<PathBuf> {
         let (cache, release) = (self.packed.clone(), release.clone());
         let bases: Vec<Release> = bases.iter().map(|base| (*base).clone()).collect();

@@ -1,5 +1,6 @@
 //! The scenarios. Each one names what it would catch; each fails with the last lines of the machine's console.
 
+pub mod bare_metal;
 pub mod boot_loader;
 pub mod counting;
 pub mod credential;
