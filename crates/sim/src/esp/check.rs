@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::{Esp, folder};
+use super::{Esp, folder, rename};
 
 /// Bytes of a directory entry.
 const SLOT: usize = 32;
@@ -51,9 +51,26 @@ impl Esp {
         walk.directory(&root, "", 0)?;
         Ok(walk.found)
     }
+
+    /// Whether a file has a cluster that is free, or none that there is. Linux finds it out when it frees them, takes it for damage and
+    /// mounts the file system read-only (fs/fat/fatent.c, `fat_free_clusters`; mount(8), `errors=` of FAT).
+    pub fn has_free_clusters(&self, path: &str) -> io::Result<bool> {
+        let first = rename::first_cluster(self.part(), path)?;
+        let geometry = Geometry::read(self)?;
+        let walk = Walk { esp: self, owners: BTreeMap::new(), found: Vec::new(), geometry };
+        let mut at = (first != 0).then_some(first);
+        for _ in 0..walk.geometry.clusters {
+            let Some(cluster) = at else { return Ok(false) };
+            match walk.next(cluster)? {
+                Ok(next) => at = next,
+                Err(_) => return Ok(true),
+            }
+        }
+        Ok(at.is_some())
+    }
 }
 
-fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
+pub(super) fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
     bytes.get(at..at + length).unwrap_or(&[]).iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 

@@ -8,7 +8,7 @@
 use std::io;
 use std::ops::Range;
 
-use super::check::Geometry;
+use super::check::{Geometry, number};
 use super::{Esp, with_fat};
 use crate::disk::{Overlay, Part, SECTOR};
 
@@ -156,6 +156,12 @@ pub(super) fn over(part: &Part, from: &str, to: &str) -> io::Result<[Changes; 2]
     let folders: Vec<u64> = target.slots.iter().map(|(sector, _)| *sector).collect();
     let clusters = target.changes.into_iter().filter(|(sector, _)| !folders.contains(sector)).collect();
     Ok([names.changes()?, clusters])
+}
+
+/// The first cluster of a file by its entry, 0 where it has none.
+pub(super) fn first_cluster(part: &Part, path: &str) -> io::Result<u32> {
+    let entry = removal(&mut Overlay::new(part.clone()), path)?.entry;
+    Ok((number(&entry, 20, 2) << 16 | number(&entry, 26, 2)) as u32)
 }
 
 /// What fatfs' removal of a name does.

@@ -232,3 +232,21 @@ fn a_replacement_frees_what_was_there_and_nothing_else() {
         assert_eq!(esp.replace(from, to).unwrap_err().kind(), io::ErrorKind::NotFound, "{from} {to}");
     }
 }
+
+/// The first half of a rename alone: two names, one chain of clusters.
+#[test]
+fn of_two_names_on_one_chain_the_second_to_go_has_clusters_that_are_free() {
+    let (_, esp) = fresh();
+    esp.write("EFI/Linux/acme-1.0.efi", &[1; 3000]).unwrap();
+    esp.write("EFI/Linux/empty.efi", b"").unwrap();
+    let rename = rename::prepare(&esp.part, "EFI/Linux/acme-1.0.efi", "EFI/Linux/acme-1.1.efi").unwrap();
+    write_back(&esp.part, &rename.whole()[0]).unwrap();
+    let damaged = |name: &str| esp.has_free_clusters(&format!("EFI/Linux/{name}")).unwrap();
+    for name in ["acme-1.0.efi", "acme-1.1.efi", "empty.efi"] {
+        assert!(!damaged(name), "{name}");
+    }
+    esp.remove("EFI/Linux/acme-1.0.efi").unwrap();
+    assert!(damaged("acme-1.1.efi") && !damaged("empty.efi"));
+    let missing = esp.has_free_clusters("EFI/Linux/acme-1.0.efi").unwrap_err();
+    assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+}

@@ -27,6 +27,8 @@ pub struct SimEsp {
     is_mirror: AtomicBool,
     /// A renamed file is not written back before its folder: what the agent must not leave out.
     forgetful: AtomicBool,
+    /// Whoever frees what is free already has it mounted read-only.
+    finds_damage: AtomicBool,
     /// What was renamed and not written back.
     renamed: Mutex<Option<Renamed>>,
 }
@@ -55,6 +57,7 @@ impl SimEsp {
             read_only: AtomicBool::new(false),
             is_mirror: AtomicBool::new(false),
             forgetful: AtomicBool::new(false),
+            finds_damage: AtomicBool::new(false),
             renamed: Mutex::new(None),
         }
     }
@@ -67,6 +70,22 @@ impl SimEsp {
     /// From now on a rename leaves the file to the next [`Esp::sync`], which writes its folder first: to see that the tests notice.
     pub fn forget_to_write_back(&self) {
         self.forgetful.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on a removal or a replacement that frees clusters which are free already leaves it mounted read-only, as Linux does it. A
+    /// file that is written over is not looked at.
+    pub fn find_damage(&self) {
+        self.finds_damage.store(true, Ordering::Relaxed);
+    }
+
+    /// Does what frees the clusters of a file. Linux gives no error for what it finds meanwhile.
+    fn freeing(&self, path: &str, free: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let damaged = self.finds_damage.load(Ordering::Relaxed) && self.fat.has_free_clusters(path)?;
+        free()?;
+        if damaged {
+            self.remount(true);
+        }
+        Ok(())
     }
 
     /// Mounts it read-only from now on, or writable again.
@@ -132,12 +151,12 @@ impl Esp for SimEsp {
 
     fn replace(&self, from: &str, to: &str) -> io::Result<()> {
         self.writes()?;
-        self.fat.replace(from, to)
+        self.freeing(to, || self.fat.replace(from, to))
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
         self.writes()?;
-        match self.fat.remove(path) {
+        match self.freeing(path, || self.fat.remove(path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             outcome => outcome,
         }

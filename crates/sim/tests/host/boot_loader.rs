@@ -187,6 +187,39 @@ fn cuts_while_it_is_put_in_place_tear_it_in_every_way_and_it_is_whole() {
     assert!(on_one_chain > 0, "no cut left two names on one file: the way out of that was not tried");
 }
 
+/// Where nothing checked the ESP, the way out of two names on one chain frees clusters twice, and Linux mounts it read-only. What is in
+/// place starts, and what is left to be done is done with the next start.
+#[test]
+fn an_esp_that_linux_finds_damaged_meanwhile_keeps_boot_loaders_that_start() {
+    let story = record(about_to(NAMES_OF_A_SECTOR), "1.1", "1.1");
+    let mut read_only = 0;
+    for at in story.recording.cut_points() {
+        let pending = story.recording.pending_versions(at);
+        let torn = (0..4).map(|seed| Loss::Torn((at as u64) << 16 | seed));
+        let chosen = (1..=4).contains(&pending).then(|| (0..1_u64 << pending).map(Loss::Chosen));
+        for loss in torn.chain(chosen.into_iter().flatten()) {
+            let snapshot = story.recording.cut(at, loss);
+            let esp = Table::read(&Disk::from_snapshot(snapshot.clone())).unwrap().esp().unwrap();
+            if esp.check().unwrap().is_empty() {
+                continue;
+            }
+            let what = format!("cut at {at}, {loss:?}");
+            let mut world = story.world.back_at(story.moment(at), snapshot);
+            world.finds_damage = true;
+            let ended = world.settle();
+            let told = world.told();
+            ended.unwrap_or_else(|wrong| panic!("{what}: {wrong}\n  {told}"));
+            assert!(!versions(&world.hardware.disk).contains(&None), "{what}: {told}");
+            let said = world.said_of_loader.clone().unwrap_or_default();
+            read_only += usize::from(said.contains("mounted read-only"));
+            settle(&mut world, "1.1", &what);
+            assert_eq!(versions(&world.hardware.disk), both(NEW), "{what}: {}", world.told());
+        }
+    }
+    println!("{read_only} times mounted read-only before all was done");
+    assert!(read_only > 0, "Linux never found anything: this proves nothing");
+}
+
 /// A disk that ignores flushes of the ESP does to the right order what a wrong one would do: the cuts have to find it.
 #[test]
 fn a_flush_that_is_left_out_is_found_out() {

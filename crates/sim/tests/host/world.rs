@@ -86,6 +86,8 @@ pub(crate) struct OneNode {
     pub(crate) lost_counters: usize,
     /// Whether the boot partition is checked in each boot before the agent begins, as many systems do it.
     pub(crate) checked: bool,
+    /// Whether the boot partition is mounted read-only as soon as clusters are freed that are free already, as Linux does it.
+    pub(crate) finds_damage: bool,
     /// Files on the boot partition that can't be read.
     pub(crate) unreadable: Unreadable,
     /// Whether the guard is asked in each trial: it must not take it for none.
@@ -138,6 +140,7 @@ impl OneNode {
             torn_names: false,
             lost_counters: 0,
             checked: false,
+            finds_damage: false,
             unreadable: Unreadable::default(),
             ask_guard: false,
             config: Config::default(),
@@ -315,6 +318,9 @@ impl OneNode {
         }
         let host = SimHost::new(&self.hardware, system, clock.clone(), self.releases.clone())
             .map_err(|error| format!("the system does not come up: {error}"))?;
+        if self.finds_damage {
+            host.esp.find_damage();
+        }
         // One worker: the same run writes in the same order.
         let limits = StageLimits { workers: NonZeroUsize::MIN, low_priority: false, ..StageLimits::default() };
         let mut engine = Engine::new(self.spoilt(host.host()), LookSettings::default(), limits);
