@@ -149,7 +149,7 @@ async fn main() {
     );
 }
 
-fn plan(facts: &bascule_operator::gather::World, now: bascule_api::Time) -> (Arc<Snapshot>, Arc<Report>) {
+fn plan(facts: &bascule_operator::gather::Caches, now: bascule_api::Time) -> (Arc<Snapshot>, Arc<Report>) {
     let drains = Default::default();
     let outside = Outside {
         now,

@@ -3,7 +3,7 @@
 
 use crate::{
     events::{About, Events, Notice},
-    gather::{Key, World},
+    gather::{Caches, Key},
     metrics::Metrics,
 };
 use bascule_api::{RolloutState, Time};
@@ -18,7 +18,7 @@ impl Boots {
     /// Writes an event and observes the duration for each node that began its trial since the last look.
     pub(crate) fn tell(
         &mut self,
-        world: &World,
+        world: &Caches,
         snapshot: &Snapshot,
         report: &Report,
         events: &Events,

@@ -3,7 +3,7 @@
 
 use crate::{
     events::{About, Events, Notice, audit},
-    gather::{Key, UpdateFact, World},
+    gather::{Caches, Key, UpdateFact},
 };
 use bascule_api::{Cause, ManualAction, ObjectRef, Time};
 use std::{collections::HashMap, sync::Arc};
@@ -18,7 +18,7 @@ pub(crate) struct BreakGlass(Option<HashMap<String, Vec<ManualAction>>>);
 
 impl BreakGlass {
     /// Writes an event and an audit line for each command that nodes report and that was not told yet.
-    pub(crate) fn tell(&mut self, world: &World, events: &Events, now: Time) {
+    pub(crate) fn tell(&mut self, world: &Caches, events: &Events, now: Time) {
         let used = world.updates.select(|update| !update.facts.status.manual_actions.is_empty());
         for (update, action) in self.news(&used, now) {
             let node = world.nodes.get(&Key::cluster(&update.name));

@@ -4,7 +4,7 @@
 use crate::{
     drain::{DrainObserver, Mode},
     events::{About, Events, Notice, audit},
-    gather::{Key, World},
+    gather::{Caches, Key},
     metrics::Metrics,
 };
 use bascule_api::ObjectRef;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 /// The drain's observer.
 #[derive(Debug)]
 pub struct Observer {
-    world: World,
+    world: Caches,
     metrics: Metrics,
     events: Events,
     changes: Arc<watch::Sender<u64>>,
@@ -23,7 +23,7 @@ pub struct Observer {
 impl Observer {
     /// An observer. `changes` is told of progress, so that it gets into the next report.
     #[must_use]
-    pub const fn new(world: World, metrics: Metrics, events: Events, changes: Arc<watch::Sender<u64>>) -> Self {
+    pub const fn new(world: Caches, metrics: Metrics, events: Events, changes: Arc<watch::Sender<u64>>) -> Self {
         Self { world, metrics, events, changes }
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     clock::Clock,
     drain::{self, EvictionApi},
     events::Events,
-    gather::{ApiServers, CatchUpError, World},
+    gather::{ApiServers, Caches, CatchUpError},
     health::{Asker, AskerError},
     leader::{Leader, LeaderError, Leadership},
     live::Live,
@@ -182,7 +182,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         _ = served.join_next() => return Err(RunError::Ended("the HTTP server")),
     }
     let changes = Arc::new(watch::Sender::new(0_u64));
-    let world = World::new(Arc::clone(&changes), &clock).with_api_servers(api_servers);
+    let world = Caches::new(Arc::clone(&changes), &clock).with_api_servers(api_servers);
     readiness.set(world.missing());
     let mut watches = world.watch(&watching, versions, &metrics);
     watches.spawn(unreadable::keep_telling(world.clone(), metrics.clone(), readiness.clone()));
@@ -288,7 +288,7 @@ struct Parts {
     readiness: Readiness,
     trouble: Trouble,
     live: Live,
-    world: World,
+    world: Caches,
     writer: Writer,
     events: Events,
     draining: drain::Tools,

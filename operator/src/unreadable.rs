@@ -1,7 +1,7 @@
 //! Tells of objects that this version of the operator does not understand, wherever people look: in `/readyz` and in the metrics; the log
 //! has each of them once (`gather`). Every replica tells, whether it leads or not.
 
-use crate::{gather::World, metrics::Metrics, server::Readiness};
+use crate::{gather::Caches, metrics::Metrics, server::Readiness};
 use bascule_planner::snapshot::Unreadable;
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 const NAMED: usize = 8;
 
 /// Tells, until it is dropped.
-pub(crate) async fn keep_telling(world: World, metrics: Metrics, readiness: Readiness) {
+pub(crate) async fn keep_telling(world: Caches, metrics: Metrics, readiness: Readiness) {
     let mut noted = world.noted();
     loop {
         noted.mark_unchanged();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_tests::control_plane::{ControlPlane, Options};
-use bascule_tests::kubelet::{Health, Kubelet, Machine, NoContainers};
+use bascule_tests::kubelet::{Health, Kubelet, KubeletHost, NoContainers};
 use bascule_tests::workload;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{EvictParams, ListParams};
@@ -49,7 +49,7 @@ async fn a_machine_without_containers_passes_for_a_node() {
     let mut kubelets = Vec::new();
     for (node, zone) in [("n1", "a"), ("n2", "b")] {
         let identity = control_plane.kubelet(node).unwrap().client().await.unwrap();
-        kubelets.push(Kubelet::start(identity, Machine::named(node, zone), Health::Good, Arc::new(NoContainers)));
+        kubelets.push(Kubelet::start(identity, KubeletHost::named(node, zone), Health::Good, Arc::new(NoContainers)));
     }
     wait_for_ready(&nodes, "n1", "True").await;
     wait_for_ready(&nodes, "n2", "True").await;
@@ -79,7 +79,7 @@ async fn a_machine_without_containers_passes_for_a_node() {
 
     // It comes back as the same node with another boot, first broken, then mended.
     let identity = control_plane.kubelet("n1").unwrap().client().await.unwrap();
-    let machine = Machine::named("n1", "a");
+    let machine = KubeletHost::named("n1", "a");
     let (again, expected) = (machine.boot_id.clone(), machine.boot_id.clone());
     let second = Kubelet::start(identity, machine, Health::NeverReady, Arc::new(NoContainers));
     wait_for_ready(&nodes, "n1", "False").await;

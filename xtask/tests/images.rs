@@ -28,7 +28,7 @@ use bascule_tests::bascule;
 use bascule_tests::container::{Container, Image, Mount, Node};
 use bascule_tests::control_plane::{ControlPlane, Options, free_port};
 use bascule_tests::files::copy_folder;
-use bascule_tests::kubelet::{Health, Kubelet, Machine, Runtime};
+use bascule_tests::kubelet::{Health, Kubelet, KubeletHost, Runtime};
 use bascule_tests::page::{self, Page};
 use bascule_tests::registry::{self, Registry};
 use bascule_tests::supervise::Supervised;
@@ -447,7 +447,7 @@ async fn agents_that_miss_something_say_so(
         let kubelet = control_plane.kubelet(node).unwrap().client().await.unwrap();
         let machinery = Machinery::new(control_plane, images, root, folder.join(node).join("pods"), kubelet.clone());
         let runtime = Arc::clone(&machinery) as Arc<dyn Runtime>;
-        let machine = Machine { boot_id: boot_id.clone(), ..Machine::named(node, "a") };
+        let machine = KubeletHost { boot_id: boot_id.clone(), ..KubeletHost::named(node, "a") };
         kubelets.push(Kubelet::start(kubelet, machine, Health::Good, runtime));
         nodes.push((node, category, parts, machinery));
     }
@@ -524,7 +524,7 @@ async fn what_is_shipped_starts_as_its_manifests_say() {
     let machinery =
         Machinery::new(&control_plane, &images, host(folder, &trust_root), folder.join("pods"), kubelet.clone());
     let runtime = Arc::clone(&machinery) as Arc<dyn Runtime>;
-    let _kubelet = Kubelet::start(kubelet, Machine::named("n1", "a"), Health::Good, runtime);
+    let _kubelet = Kubelet::start(kubelet, KubeletHost::named("n1", "a"), Health::Good, runtime);
 
     // A policy: the operator reads the repository, by the authority beside those in its image, and enrols the node.
     let policy: UpdatePolicy = serde_json::from_value(json!({

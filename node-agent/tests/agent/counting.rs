@@ -11,10 +11,10 @@ use bascule_sim::firmware::systemd_boot::Defects;
 use bascule_sim::host::{Failing, SimFirmware};
 use bascule_sim::layout::Table;
 
-use crate::machine::{Machine, entries, problem, release};
+use crate::machine::{AgentHost, entries, problem, release};
 
 /// What is told of a boot loader, and what a grant then leads to: nothing.
-fn is_not_trusted(machine: &mut Machine, version: &str, generation: i64, what: &str) {
+fn is_not_trusted(machine: &mut AgentHost, version: &str, generation: i64, what: &str) {
     let release = release(version, &[]);
     let mut agent = machine.agent();
     let grant = machine.grant(generation);
@@ -36,7 +36,7 @@ fn what_systemd_boot_says_of_itself_is_known_before_the_first_trial() {
         ("a pinned default", |variables| variables.set_string("LoaderEntryDefault", "acme-os_1.0.efi")),
     ];
     for (what, change) in changes {
-        let mut machine = Machine::new(SystemdBoot, &release("1.0", &[]), &[&release("1.1", &[])]);
+        let mut machine = AgentHost::new(SystemdBoot, &release("1.0", &[]), &[&release("1.1", &[])]);
         change(&mut machine.hardware.variables);
         machine.sim.firmware = Arc::new(SimFirmware(machine.hardware.variables.clone()));
         is_not_trusted(&mut machine, "1.1", 1, what);
@@ -44,9 +44,9 @@ fn what_systemd_boot_says_of_itself_is_known_before_the_first_trial() {
 }
 
 /// A boot loader that promises to count and does not: its first trial shows it.
-fn booted_without_counting(boot: BootLoader) -> Machine {
+fn booted_without_counting(boot: BootLoader) -> AgentHost {
     let (old, new, next) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
-    let mut machine = Machine::new(boot, &old, &[&new, &next]);
+    let mut machine = AgentHost::new(boot, &old, &[&new, &next]);
     let mut agent = machine.agent();
     let grant = machine.grant(1);
     agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
@@ -107,7 +107,7 @@ fn a_boot_loader_that_did_not_count_is_judged_anew_when_it_is_another() {
 fn a_slots_image_that_is_somebody_elses_or_can_not_be_read_is_left_alone() {
     const IMAGE: &str = "EFI/bascule/slot-b.efi";
     let (old, new, next) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
-    let mut machine = Machine::new(Gptprio, &old, &[&new, &next, &old]);
+    let mut machine = AgentHost::new(Gptprio, &old, &[&new, &next, &old]);
     let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
     esp.create_directory("EFI/bascule").unwrap();
     esp.write(IMAGE, b"a rescue system of somebody's").unwrap();

@@ -9,15 +9,15 @@ use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::tiny::TinyRelease;
 
-use crate::machine::{Machine, entries, named, problem, release};
+use crate::machine::{AgentHost, entries, named, problem, release};
 
 const LOADERS: [BootLoader; 2] = [BootLoader::SystemdBoot, BootLoader::Gptprio];
 
 /// A machine that tried a release which never comes up, and is back on 1.0. `others` are offered beside it.
-fn tried_in_vain(loader: BootLoader, bad: &TinyRelease, others: &[&TinyRelease]) -> Machine {
+fn tried_in_vain(loader: BootLoader, bad: &TinyRelease, others: &[&TinyRelease]) -> AgentHost {
     let old = release("1.0", &[]);
     let offered: Vec<&TinyRelease> = [bad].into_iter().chain(others.iter().copied()).collect();
-    let mut machine = Machine::new(loader, &old, &offered);
+    let mut machine = AgentHost::new(loader, &old, &offered);
     machine.hardware.faults.insert(bad.root_hash, vec![Fault::Panic]);
     let mut agent = machine.agent();
     let grant = machine.grant(1);
@@ -31,7 +31,7 @@ fn tried_in_vain(loader: BootLoader, bad: &TinyRelease, others: &[&TinyRelease])
 fn a_release_is_staged_booted_and_committed() {
     for loader in LOADERS {
         let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-        let mut machine = Machine::new(loader, &old, &[&new]);
+        let mut machine = AgentHost::new(loader, &old, &[&new]);
         let mut agent = machine.agent();
         agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
         let status = agent.published().unwrap().clone();
@@ -78,7 +78,7 @@ fn a_way_back_is_made_permanent_whichever_manifest_it_is_named_by() {
         let (old, back, new) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
         let mut anew = back.clone();
         anew.manifest_bytes.push(b'\n');
-        let mut machine = Machine::new(loader, &old, &[&back, &new]);
+        let mut machine = AgentHost::new(loader, &old, &[&back, &new]);
         machine.update(&back, 1);
         machine.update(&new, 2);
         let mut agent = machine.agent();
@@ -108,7 +108,7 @@ fn a_release_that_is_published_anew_is_the_one_that_runs() {
         let mut renamed = other_image.clone();
         renamed.manifest.version = "1.2".parse().unwrap();
         renamed.manifest_bytes.push(b'\n');
-        let mut machine = Machine::new(loader, &old, &[&new, &anew, &other_image, &renamed]);
+        let mut machine = AgentHost::new(loader, &old, &[&new, &anew, &other_image, &renamed]);
         machine.update(&new, 1);
         machine.reboot();
         for (wanted, refused) in [(&anew, None), (&other_image, Some("boot image")), (&renamed, Some("version"))] {
@@ -149,7 +149,7 @@ fn a_release_that_is_published_anew_is_the_one_that_runs() {
 fn going_back_needs_no_download_and_lasts() {
     for loader in LOADERS {
         let (old, new) = (release("1.9", &[]), release("1.10", &[]));
-        let mut machine = Machine::new(loader, &old, &[&new]);
+        let mut machine = AgentHost::new(loader, &old, &[&new]);
         machine.update(&new, 1);
         // The operator wants 1.10 left. The factory's 1.9 was never in a repository this node has read.
         let mut agent = machine.agent();
@@ -216,7 +216,7 @@ fn a_release_that_is_to_be_tried_again_is_staged_and_not_bad() {
 #[test]
 fn an_older_release_that_never_comes_up_leaves_the_newer_one() {
     let (old, new, bad) = (release("1.0", &[]), release("1.2", &[]), release("1.1", &[Fault::Panic]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new, &bad]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new, &bad]);
     machine.update(&new, 1);
     let mut agent = machine.agent();
     let grant = machine.grant(2);
@@ -233,7 +233,7 @@ fn an_older_release_that_never_comes_up_leaves_the_newer_one() {
 fn a_trial_is_given_up_at_the_operators_word() {
     for loader in LOADERS {
         let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-        let mut machine = Machine::new(loader, &old, &[&new]);
+        let mut machine = AgentHost::new(loader, &old, &[&new]);
         let mut agent = machine.agent();
         let grant = machine.grant(1);
         agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
@@ -255,7 +255,7 @@ fn a_trial_is_given_up_at_the_operators_word() {
 #[test]
 fn a_superseded_release_is_replaced_without_a_reboot_of_its_own() {
     let (old, middle, new) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&middle, &new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&middle, &new]);
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Staged, &middle, None)).unwrap();
     agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
@@ -268,7 +268,7 @@ fn a_superseded_release_is_replaced_without_a_reboot_of_its_own() {
 #[test]
 fn a_boot_loader_that_does_not_count_is_found_out_and_nothing_is_armed() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     machine.hardware.variables.set_bytes("LoaderFeatures", 0_u64.to_le_bytes().to_vec());
     let sim = bascule_sim::host::SimFirmware(machine.hardware.variables.clone());
     machine.sim.firmware = std::sync::Arc::new(sim);
@@ -285,7 +285,7 @@ fn a_boot_loader_that_does_not_count_is_found_out_and_nothing_is_armed() {
 #[test]
 fn a_person_on_the_node_can_stage_go_back_and_commit_and_leaves_a_trace() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     let manual = |command| Event::Manual { command, user: Some("alice".to_owned()) };
     let mut agent = machine.agent();
     agent.handle(manual(ManualCommand::Stage(named(&new)))).unwrap();
@@ -308,7 +308,7 @@ fn a_person_on_the_node_can_stage_go_back_and_commit_and_leaves_a_trace() {
 #[test]
 fn an_inhibitor_is_waited_for() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     let inhibitor = bascule_agent::host::Inhibitor {
         what: "sleep:shutdown".into(),
         who: "backup".into(),
@@ -333,7 +333,7 @@ fn an_inhibitor_is_waited_for() {
 #[test]
 fn an_entry_that_lost_its_counter_gets_it_back_and_is_committed_only_when_asked() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     let grant = machine.grant(1);
     machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
     machine.tear_armed_name();
@@ -360,11 +360,11 @@ fn journals_of_two_formats_survive_a_trial_and_the_way_back() {
     use serde_json::{Value, json};
     for loader in LOADERS {
         let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-        let mut machine = Machine::new(loader, &old, &[&new]);
-        let read = |machine: &Machine| -> Value {
+        let mut machine = AgentHost::new(loader, &old, &[&new]);
+        let read = |machine: &AgentHost| -> Value {
             serde_json::from_slice(&machine.sim.state.read(JOURNAL_FILE, MAX_JOURNAL).unwrap().unwrap()).unwrap()
         };
-        let write = |machine: &Machine, journal: &Value| {
+        let write = |machine: &AgentHost, journal: &Value| {
             machine.sim.state.write(JOURNAL_FILE, journal.to_string().as_bytes()).unwrap();
         };
         // Format 1 as it was before boot images were on record.
@@ -414,7 +414,7 @@ fn a_release_that_is_too_large_for_its_slot_is_refused_before_the_first_write() 
         let old = release("1.0", &[]);
         // The slots of these machines have 64 KiB.
         let new = TinyRelease::new("acme-os", "1.1", 68 << 10, &[]).unwrap();
-        let mut machine = Machine::new(loader, &old, &[&new]);
+        let mut machine = AgentHost::new(loader, &old, &[&new]);
         let mut agent = machine.agent();
         machine.hardware.disk.start_recording();
         agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();

@@ -8,11 +8,11 @@ use bascule_api::{Goal, Grant};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::tiny::TinyRelease;
 
-use crate::machine::{Machine, problem, release};
+use crate::machine::{AgentHost, problem, release};
 
-fn staged() -> (Machine, TinyRelease, TinyRelease) {
+fn staged() -> (AgentHost, TinyRelease, TinyRelease) {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new, &old]);
+    let machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new, &old]);
     (machine, old, new)
 }
 

@@ -15,7 +15,7 @@ use bascule_sim::firmware::BootLoader;
 use bascule_sim::host::{Failing, SimClock, UnreadableFirmware};
 use bascule_sim::layout::ESP;
 
-use crate::machine::{Machine, release};
+use crate::machine::{AgentHost, release};
 use crate::state_folder::{Answer, Request, with_state_folder};
 use crate::way_back::with_xbootldr;
 
@@ -38,12 +38,12 @@ impl Machinery for Waiting {
 }
 
 /// A machine on which `to` runs as a trial.
-pub(crate) fn on_trial(loader: BootLoader, from: &str, to: &str) -> Machine {
+pub(crate) fn on_trial(loader: BootLoader, from: &str, to: &str) -> AgentHost {
     let (old, new) = (release(from, &[]), release(to, &[]));
-    boot_trial(Machine::new(loader, &old, &[&new]), to)
+    boot_trial(AgentHost::new(loader, &old, &[&new]), to)
 }
 
-fn boot_trial(mut machine: Machine, to: &str) -> Machine {
+fn boot_trial(mut machine: AgentHost, to: &str) -> AgentHost {
     let mut agent = machine.agent();
     let grant = machine.grant(1);
     agent.handle(machine.word(Goal::Booted, &release(to, &[]), Some(grant))).unwrap();
@@ -53,7 +53,7 @@ fn boot_trial(mut machine: Machine, to: &str) -> Machine {
 }
 
 /// The machine comes back to the old release, and its agent says that the trial of 1.1 failed.
-fn is_back_and_says_so(mut machine: Machine) {
+fn is_back_and_says_so(mut machine: AgentHost) {
     machine.reboot();
     assert_eq!(machine.system.version, "1.0");
     let mut agent = machine.agent();
@@ -61,7 +61,7 @@ fn is_back_and_says_so(mut machine: Machine) {
     assert_eq!(agent.published().unwrap().failed_releases[0].category, NodeError::TrialFailed);
 }
 
-fn guard(machine: &Machine) -> (Outcome, bool) {
+fn guard(machine: &AgentHost) -> (Outcome, bool) {
     let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
     let outcome = guard::run(&machine.sim.host(), &LookSettings::default(), DEADLINE, &waiting);
     (outcome, waiting.hard.load(Ordering::SeqCst))
@@ -237,7 +237,7 @@ fn a_commit_ends_the_guard_and_jumps_of_the_clock_do_not() {
 
 #[test]
 fn a_machine_with_nothing_to_go_back_to_is_left_alone() {
-    let machine = Machine::new(BootLoader::SystemdBoot, &release("1.0", &[]), &[]);
+    let machine = AgentHost::new(BootLoader::SystemdBoot, &release("1.0", &[]), &[]);
     let (outcome, hard) = guard(&machine);
     assert!(matches!(outcome, Outcome::Ended(_)) && !hard);
 }
@@ -276,7 +276,7 @@ fn a_guard_that_can_not_read_or_write_leaves_the_trial_within_its_tries() {
 fn a_good_machine_is_not_rebooted_because_its_disk_can_not_be_read() {
     for loader in [BootLoader::SystemdBoot, BootLoader::Gptprio] {
         for cache in [Cache::WHOLE, Cache(ESP)] {
-            let mut machine = Machine::new(loader, &release("1.0", &[]), &[&release("1.1", &[])]);
+            let mut machine = AgentHost::new(loader, &release("1.0", &[]), &[&release("1.1", &[])]);
             machine.update(&release("1.1", &[]), 1);
             machine.reboot();
             machine.hardware.disk.inject(FaultRule::always(Access::Read, Some(cache), Effect::Eio));
@@ -291,7 +291,7 @@ fn a_good_machine_is_not_rebooted_because_its_disk_can_not_be_read() {
 #[test]
 fn an_entry_that_lost_its_counter_is_guarded_all_the_same() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     let grant = machine.grant(1);
     machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
     machine.tear_armed_name();
@@ -303,7 +303,7 @@ fn an_entry_that_lost_its_counter_is_guarded_all_the_same() {
 }
 
 /// The machine, with a journal that can't be read for a while.
-fn with_unreadable_journal(machine: &Machine, from: Duration, until: Duration) -> Host {
+fn with_unreadable_journal(machine: &AgentHost, from: Duration, until: Duration) -> Host {
     let clock = machine.clock.clone();
     with_state_folder(machine.sim.host(), move |name, request| {
         let is_read = name == JOURNAL_FILE && request == Request::Read;
@@ -312,9 +312,9 @@ fn with_unreadable_journal(machine: &Machine, from: Duration, until: Duration) -
 }
 
 /// A machine that runs 1.1 by an entry without a counter: a trial whose name was torn, or one that was committed.
-pub(crate) fn on_an_entry_without_a_counter(torn: bool) -> Machine {
+pub(crate) fn on_an_entry_without_a_counter(torn: bool) -> AgentHost {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     if torn {
         let grant = machine.grant(1);
         machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
@@ -351,7 +351,7 @@ fn while_the_journal_can_not_be_read_the_guard_does_not_end() {
 /// A short deadline, so that a read can fail in each look of a boot.
 const SOON: Duration = Duration::from_secs(60);
 
-fn guard_soon(machine: &Machine, host: &Host) -> Outcome {
+fn guard_soon(machine: &AgentHost, host: &Host) -> Outcome {
     let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
     guard::run(host, &LookSettings::default(), SOON, &waiting)
 }
@@ -361,7 +361,7 @@ fn guard_soon(machine: &Machine, host: &Host) -> Outcome {
 fn a_journal_that_fails_at_one_look_does_not_end_the_guard_of_an_entry_that_lost_its_counter() {
     for failing in (40..64).step_by(2) {
         let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-        let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+        let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
         let grant = machine.grant(1);
         machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
         machine.tear_armed_name();
@@ -446,7 +446,7 @@ fn a_journal_that_is_damaged_or_a_newer_agents_is_not_one_that_is_not_there() {
 #[test]
 fn without_a_journal_the_guard_waits_for_mounts_and_no_longer() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     machine.update(&new, 1);
     machine.reboot();
     machine.sim.host().state.remove(bascule_agent::core::JOURNAL_FILE).unwrap();

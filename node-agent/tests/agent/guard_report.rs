@@ -16,7 +16,7 @@ use bascule_sim::firmware::BootLoader;
 use bascule_sim::host::SimClock;
 
 use crate::guard::{on_an_entry_without_a_counter, on_trial};
-use crate::machine::{Machine, release};
+use crate::machine::{AgentHost, release};
 use crate::state_folder::{Answer, with_state_folder};
 
 /// A host on which the guard's report can be neither read nor written, or nothing of the state folder.
@@ -45,7 +45,7 @@ fn agent_on(host: Host) -> Agent {
 }
 
 /// By the guard itself, in this boot, and not by the count of tries in the next ones.
-fn is_taken_back(machine: &mut Machine, whole: bool) {
+fn is_taken_back(machine: &mut AgentHost, whole: bool) {
     let host = spoilt(machine.sim.host(), whole);
     let waiting = Waiting(machine.clock.clone());
     let outcome = guard::run(&host, &LookSettings::default(), Duration::from_secs(600), &waiting);

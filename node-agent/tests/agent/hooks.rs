@@ -15,18 +15,18 @@ use bascule_sim::disk::{Access, Cache, Effect, FaultRule, Part};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::tiny::TinyRelease;
 
-use crate::machine::{Machine, entries, problem, release};
+use crate::machine::{AgentHost, entries, problem, release};
 
 const BEFORE_ARM: &str = "bascule-before-arm@1.1.service";
 const AFTER_COMMIT: &str = "bascule-after-commit@1.1.service";
 
-fn machine() -> (Machine, TinyRelease) {
+fn machine() -> (AgentHost, TinyRelease) {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    (Machine::new(BootLoader::SystemdBoot, &old, &[&new]), new)
+    (AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]), new)
 }
 
 /// Granted and armed by an agent, and booted as a trial; the grant.
-fn boots(machine: &mut Machine, release: &TinyRelease) -> Grant {
+fn boots(machine: &mut AgentHost, release: &TinyRelease) -> Grant {
     let grant = machine.grant(1);
     machine.agent().handle(machine.word(Goal::Booted, release, Some(grant.clone()))).unwrap();
     machine.reboot();
@@ -34,7 +34,7 @@ fn boots(machine: &mut Machine, release: &TinyRelease) -> Grant {
     grant
 }
 
-fn ends(machine: &Machine, unit: &str, end: UnitRun) {
+fn ends(machine: &AgentHost, unit: &str, end: UnitRun) {
     machine.sim.bus.runs.lock().unwrap().insert(unit.to_owned(), end);
 }
 
@@ -118,7 +118,7 @@ fn a_trial_that_is_taken_back_was_no_commit() {
 #[test]
 fn a_hook_that_is_owed_still_outlives_the_trial_of_another_release() {
     let (old, new, newer) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new, &newer]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new, &newer]);
     let grant = boots(&mut machine, &new);
     ends(&machine, AFTER_COMMIT, UnitRun::TimedOut);
     let mut agent = machine.agent();
@@ -209,7 +209,7 @@ fn a_hook_after_the_commit_does_not_wait_for_a_repair_that_fails() {
 #[test]
 fn a_hook_after_the_commit_that_hangs_does_not_keep_a_node_from_the_release_that_mends_it() {
     let (old, new, newer) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new, &newer]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new, &newer]);
     let grant = boots(&mut machine, &new);
     ends(&machine, AFTER_COMMIT, UnitRun::TimedOut);
     let mut agent = machine.agent();

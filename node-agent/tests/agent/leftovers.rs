@@ -10,11 +10,11 @@ use bascule_sim::firmware::gptprio::Attributes;
 use bascule_sim::layout::{Slot, Table};
 use bascule_sim::tiny::TinyRelease;
 
-use crate::machine::{Machine, problem, release};
+use crate::machine::{AgentHost, problem, release};
 
 /// A machine that runs 1.2, with 1.1 in the other slot and 1.3 offered.
 struct Updated {
-    machine: Machine,
+    machine: AgentHost,
     esp: Esp,
     /// The boot image of 1.1.
     path: &'static str,
@@ -25,7 +25,7 @@ struct Updated {
 fn updated(boot: BootLoader) -> Updated {
     let (old, first) = (release("1.0", &[]), release("1.1", &[]));
     let (second, next) = (release("1.2", &[]), release("1.3", &[]));
-    let mut machine = Machine::new(boot, &old, &[&first, &second, &next]);
+    let mut machine = AgentHost::new(boot, &old, &[&first, &second, &next]);
     machine.update(&first, 1);
     machine.update(&second, 2);
     let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();

@@ -13,7 +13,7 @@ use bascule_api::Goal;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::host::{SimBus, SimReleases};
 
-use crate::machine::{Machine, release};
+use crate::machine::{AgentHost, release};
 
 /// Stages a release with these settings of `[transfer]`, and notes something at each of its downloads.
 fn at_each_download<T: Send + 'static>(
@@ -28,7 +28,7 @@ fn at_each_download<T: Send + 'static>(
     let noted = Arc::new(Mutex::new(Vec::new()));
     let notes = noted.clone();
     let releases = SimReleases::of([&new]).noting(move |options| notes.lock().unwrap().push(note(options)));
-    let mut machine = Machine::offered(BootLoader::SystemdBoot, &old, releases);
+    let mut machine = AgentHost::offered(BootLoader::SystemdBoot, &old, releases);
     let engine = Engine::new(machine.sim.host(), LookSettings::default(), settings.stage.clone());
     let mut agent = Agent::new(engine, Config::default());
     agent.handle(Event::Tick).unwrap();
@@ -67,7 +67,7 @@ fn shutdown_is_held_back_while_something_is_written_and_not_while_it_is_fetched(
     let held = Arc::new(Mutex::new(Vec::new()));
     let (asked, noted) = (bus.clone(), held.clone());
     let note = move |_: &TransferOptions| noted.lock().unwrap().push(asked.get().unwrap().held());
-    let mut machine = Machine::offered(BootLoader::SystemdBoot, &old, SimReleases::of([&new]).noting(note));
+    let mut machine = AgentHost::offered(BootLoader::SystemdBoot, &old, SimReleases::of([&new]).noting(note));
     bus.set(machine.sim.bus.clone()).unwrap();
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();

@@ -31,7 +31,7 @@ pub(crate) fn release(version: &str, faults: &[Fault]) -> TinyRelease {
 }
 
 /// A machine that was installed with one release.
-pub(crate) struct Machine {
+pub(crate) struct AgentHost {
     pub(crate) hardware: Hardware,
     pub(crate) clock: Arc<SimClock>,
     pub(crate) sim: SimHost,
@@ -60,18 +60,18 @@ impl Firmware for WithSmbios {
     }
 }
 
-impl Machine {
+impl AgentHost {
     /// Installs `first`, publishes `offered`, and turns it on.
     pub(crate) fn new(boot: BootLoader, first: &TinyRelease, offered: &[&TinyRelease]) -> Self {
         Self::offered(boot, first, SimReleases::of(offered.iter().copied()))
     }
 
-    /// As [`Machine::new`], with a repository of the test's own.
+    /// As [`AgentHost::new`], with a repository of the test's own.
     pub(crate) fn offered(boot: BootLoader, first: &TinyRelease, releases: SimReleases) -> Self {
         Self::laid_out(boot, Sizes::tiny(), first, releases)
     }
 
-    /// As [`Machine::offered`], with partitions of the test's own.
+    /// As [`AgentHost::offered`], with partitions of the test's own.
     pub(crate) fn laid_out(boot: BootLoader, sizes: Sizes, first: &TinyRelease, releases: SimReleases) -> Self {
         let disk = Disk::in_memory(sizes.disk());
         first.provision(&disk, sizes, boot, IDENTITY).unwrap();

@@ -5,11 +5,11 @@ use bascule_agent::core::boot::Safeguard;
 use bascule_agent::core::{Config, Desired, Event, ManualCommand};
 use bascule_api::{Counting, Goal};
 
-use crate::machine::{Machine, named, release};
+use crate::machine::{AgentHost, named, release};
 use crate::way_back::{is_refused, machine, set};
 
 /// Case 7: something decides that nobody here can see.
-fn not_taken(config: &Config) -> (Machine, usize) {
+fn not_taken(config: &Config) -> (AgentHost, usize) {
     let new = release("1.1", &[]);
     let mut machine = machine();
     let mut reboots = 0;
@@ -50,7 +50,7 @@ fn an_armed_entry_that_was_not_taken_is_never_armed_again_by_itself() {
 fn what_was_not_taken_is_tried_again_when_a_person_says_so_and_once() {
     let (mut machine, _) = not_taken(&Config::default());
     let new = release("1.1", &[]);
-    let said = |machine: &mut Machine, at: i64| {
+    let said = |machine: &mut AgentHost, at: i64| {
         let Event::Desired(Some(desired)) = machine.word(Goal::Staged, &new, None) else { unreachable!() };
         let at = chrono::DateTime::from_timestamp(at, 0).unwrap().into();
         Event::Desired(Some(Desired { retry: Some(at), ..desired }))

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::api_server::ApiServer;
 use crate::guard::on_trial;
-use crate::machine::{Machine, named, release};
+use crate::machine::{AgentHost, named, release};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -210,7 +210,7 @@ async fn an_outage_of_the_api_server_stops_no_staging_and_is_caught_up_with() {
     let away = server.clone();
     // From the first download on, the server answers nothing but 401.
     let releases = SimReleases::of([&new]).noting(move |_| away.refuse(true));
-    let machine = Machine::offered(BootLoader::SystemdBoot, &old, releases);
+    let machine = AgentHost::offered(BootLoader::SystemdBoot, &old, releases);
     server.put("n1", &json!({"policy": "workers", "goal": "Staged", "release": named(&new)}));
     let settings = settings(folder.path());
     let credentials = Credentials::Kubeconfig(server.kubeconfig(folder.path()));
@@ -288,7 +288,7 @@ async fn health_metrics_and_status_are_served_and_commands_only_on_the_socket() 
 #[tokio::test]
 async fn a_person_stages_a_release_over_the_socket() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     let answer = ask(machine.sim.host(), json!({"action": "stage", "release": named(&new), "user": "alice"})).await;
     assert!(answer.done, "{:?}", answer.problem);
     assert_eq!(answer.status.staged.unwrap().version.as_str(), "1.1");
@@ -369,7 +369,7 @@ async fn every_command_of_the_page_is_typed_on_a_node() {
         }
         let mut machine = match command.as_str() {
             "commit" | "revert" => on_trial(BootLoader::SystemdBoot, "1.0", "1.1"),
-            _ => Machine::new(BootLoader::SystemdBoot, &old, &[&new]),
+            _ => AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]),
         };
         let (code, said) = types(machine.sim.host(), &filled(&line)).await;
         assert_eq!(code, Some(0), "bascule-agent {line}: {said}");
@@ -392,7 +392,7 @@ async fn every_command_of_the_page_is_typed_on_a_node() {
 
 #[tokio::test]
 async fn a_refused_command_says_why() {
-    let machine = Machine::new(BootLoader::SystemdBoot, &release("1.0", &[]), &[]);
+    let machine = AgentHost::new(BootLoader::SystemdBoot, &release("1.0", &[]), &[]);
     let answer = ask(machine.sim.host(), json!({"action": "revert", "user": null})).await;
     assert!(!answer.done);
     assert!(answer.problem.unwrap().message.contains("holds no whole release to go back to"));
@@ -402,7 +402,7 @@ async fn a_refused_command_says_why() {
 #[tokio::test]
 async fn an_agent_runs_again_in_the_same_process_with_the_address_that_it_had() {
     let old = release("1.0", &[]);
-    let machine = Machine::new(BootLoader::SystemdBoot, &old, &[]);
+    let machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[]);
     let folder = tempfile::tempdir().unwrap();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let file = folder.path().join("agent.toml");
@@ -437,7 +437,7 @@ async fn an_agent_runs_again_in_the_same_process_with_the_address_that_it_had() 
 #[tokio::test]
 async fn a_second_agent_on_the_same_state_does_nothing_and_says_so() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
     // The folder of a real host: its lock is the kernel's.

@@ -16,7 +16,7 @@ use bascule_sim::disk::{Access, Cache, Effect, FaultRule};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::layout::ESP;
 
-use crate::machine::{Machine, problem, release};
+use crate::machine::{AgentHost, problem, release};
 
 #[test]
 fn staging_rests_under_pressure_and_goes_on_where_it_was() {
@@ -25,7 +25,7 @@ fn staging_rests_under_pressure_and_goes_on_where_it_was() {
     use bascule_agent::host::{Pressure, Stall};
     use std::sync::Mutex;
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     machine
         .sim
         .system
@@ -69,7 +69,7 @@ fn staging_rests_under_pressure_and_goes_on_where_it_was() {
 fn a_write_below_the_running_system_is_noticed() {
     use bascule_sim::layout::{Slot, Table};
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
     let week = Duration::from_secs(7 * 24 * 3600);
@@ -90,7 +90,7 @@ fn a_write_below_the_running_system_is_noticed() {
 #[test]
 fn trouble_that_passes_is_forgotten_and_the_agent_rests() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     machine.hardware.disk.inject(FaultRule::always(Access::Read, Some(Cache::WHOLE), Effect::Eio));
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
@@ -110,7 +110,7 @@ fn trouble_that_passes_is_forgotten_and_the_agent_rests() {
 #[test]
 fn an_agent_without_news_writes_nothing() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
     let before = agent.published().unwrap().clone();
@@ -133,7 +133,7 @@ fn an_agent_without_news_writes_nothing() {
 #[test]
 fn a_look_that_is_due_soon_is_taken_when_something_else_wakes_the_agent() {
     let every = bascule_agent::core::Config::default().observe_every;
-    let machine = Machine::new(BootLoader::SystemdBoot, &release("1.0", &[]), &[]);
+    let machine = AgentHost::new(BootLoader::SystemdBoot, &release("1.0", &[]), &[]);
     let mut agent = machine.agent();
     let looked_at = agent.state().observed_at;
     assert_eq!(agent.state().rest(agent.now()), every, "by itself it wakes up when the look is due");
@@ -154,7 +154,7 @@ fn a_look_that_is_due_soon_is_taken_when_something_else_wakes_the_agent() {
 fn work_that_does_not_come_back_is_reported_until_it_does() {
     use bascule_agent::core::Work;
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     let mut agent = machine.agent();
     // A disk that never answers: nothing comes back of what is carried out.
     let effects = agent.step(machine.word(Goal::Staged, &new, None));
@@ -185,7 +185,7 @@ fn work_that_does_not_come_back_is_reported_until_it_does() {
 #[test]
 fn an_agent_whose_first_look_fails_says_so() {
     let old = release("1.0", &[]);
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[]);
     machine.hardware.disk.inject(FaultRule::always(Access::Read, Some(Cache(ESP)), Effect::Eio));
     let mut agent = machine.agent();
     // What an agent before this one said is the server's memory of this node, and stays.
@@ -212,7 +212,7 @@ fn units_that_must_run_and_do_not_are_reported_and_a_bus_that_is_gone_says_nothi
     use bascule_agent::observe::LookSettings;
     use std::sync::atomic::Ordering;
     let old = release("1.0", &[]);
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[]);
     let bus = machine.sim.bus.clone();
     let set = |unit: &str, active: &str| {
         let state = UnitState { load: "loaded".to_owned(), active: active.to_owned() };
@@ -317,7 +317,7 @@ impl Esp for Counting {
 fn looks_do_not_read_boot_images_whole_again_and_again() {
     const SIZE: u64 = 300 << 10;
     let old = release("1.0", &[]);
-    let machine = Machine::new(BootLoader::SystemdBoot, &old, &[]);
+    let machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[]);
     let whole = machine.sim.host();
     let mut image = old.uki.clone();
     image.resize(usize::try_from(SIZE).unwrap(), 0);

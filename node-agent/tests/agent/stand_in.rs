@@ -9,7 +9,7 @@ use bascule_sim::tiny::TinyRelease;
 use bascule_tests::agent::StandIn;
 use serde_json::json;
 
-use crate::machine::{Machine, named, release};
+use crate::machine::{AgentHost, named, release};
 
 /// What an operator goes by.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,14 +45,14 @@ fn said(status: &NodeUpdateStatus) -> Said {
 
 /// Both, at the same words.
 struct Pair {
-    machine: Machine,
+    machine: AgentHost,
     agent: Agent,
     stand_in: StandIn,
 }
 
 impl Pair {
     fn installed(first: &TinyRelease, offered: &[&TinyRelease]) -> Self {
-        let machine = Machine::new(BootLoader::SystemdBoot, first, offered);
+        let machine = AgentHost::new(BootLoader::SystemdBoot, first, offered);
         let boot_id = machine.system.boot_id.to_string();
         let stand_in = StandIn::installed(first.manifest.version.clone(), boot_id, "2026-11-21T12:00:00Z");
         let agent = machine.agent();

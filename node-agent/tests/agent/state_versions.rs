@@ -6,16 +6,16 @@ use bascule_image::release::manifest::format_for;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::tiny::TinyRelease;
 
-use crate::machine::{Machine, problem, release};
+use crate::machine::{AgentHost, problem, release};
 
 fn declaring(version: &str, state_version: u32) -> TinyRelease {
     TinyRelease::declaring("acme-os", version, 12 * 4096, state_version).unwrap()
 }
 
 /// A machine that runs 1.1, made for state version 2, and holds 1.0, made for 1.
-fn updated() -> (Machine, TinyRelease, TinyRelease) {
+fn updated() -> (AgentHost, TinyRelease, TinyRelease) {
     let (old, new) = (declaring("1.0", 1), declaring("1.1", 2));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     machine.update(&new, 1);
     (machine, old, new)
 }
@@ -29,7 +29,7 @@ fn numbers(status: &NodeUpdateStatus) -> (Option<u32>, [Option<u32>; 2]) {
 #[test]
 fn a_trial_that_is_taken_back_has_used_nothing() {
     let (old, new) = (declaring("1.0", 1), declaring("1.1", 2));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     let mut agent = machine.agent();
     let grant = machine.grant(1);
     agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
@@ -54,7 +54,7 @@ fn what_the_manifest_alone_declares_counts_too() {
     let (old, mut new) = (release("1.0", &[]), release("1.1", &[]));
     (new.manifest.format, new.manifest.state_version) = (format_for(Some(2)), Some(2));
     new.manifest_bytes = new.manifest.to_bytes().unwrap();
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     machine.update(&new, 1);
     let mut agent = machine.agent();
     let grant = machine.grant(2);
@@ -105,7 +105,7 @@ fn a_person_on_the_node_has_to_say_it_too() {
 #[test]
 fn where_no_release_declares_anything_nothing_is_asked_and_nothing_said() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut machine = AgentHost::new(BootLoader::SystemdBoot, &old, &[&new]);
     machine.update(&new, 1);
     let mut agent = machine.agent();
     let grant = machine.grant(2);

@@ -14,17 +14,17 @@ use bascule_sim::host::{Failing, SimFirmware, SimReleases};
 use bascule_sim::layout::{ESP, Sizes, Table, XBOOTLDR};
 use bascule_sim::tiny::boot_image;
 
-use crate::machine::{Machine, problem, release};
+use crate::machine::{AgentHost, problem, release};
 
-pub(crate) fn machine() -> Machine {
-    Machine::new(SystemdBoot, &release("1.0", &[]), &[&release("1.1", &[])])
+pub(crate) fn machine() -> AgentHost {
+    AgentHost::new(SystemdBoot, &release("1.0", &[]), &[&release("1.1", &[])])
 }
 
 /// A machine whose entries lie on an XBOOTLDR.
-pub(crate) fn with_xbootldr() -> Machine {
+pub(crate) fn with_xbootldr() -> AgentHost {
     let sizes = Sizes { xbootldr: 1200 << 10, ..Sizes::tiny() };
     let new = release("1.1", &[]);
-    Machine::laid_out(SystemdBoot, sizes, &release("1.0", &[]), SimReleases::of([&new]))
+    AgentHost::laid_out(SystemdBoot, sizes, &release("1.0", &[]), SimReleases::of([&new]))
 }
 
 fn message(status: &NodeUpdateStatus) -> String {
@@ -34,7 +34,7 @@ fn message(status: &NodeUpdateStatus) -> String {
 
 /// Stages, and expects that boot control is reported broken with these words before anything was granted, and that a grant
 /// then leads to nothing.
-pub(crate) fn is_refused(machine: &mut Machine, words: &str) {
+pub(crate) fn is_refused(machine: &mut AgentHost, words: &str) {
     let new = release("1.1", &[]);
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
@@ -95,7 +95,7 @@ fn a_default_in_loader_conf_is_found_before_the_drain() {
 }
 
 /// What the variables say of the next boot is seen by an agent that runs.
-pub(crate) fn set(machine: &mut Machine, variable: &str, value: &str) {
+pub(crate) fn set(machine: &mut AgentHost, variable: &str, value: &str) {
     machine.hardware.variables.set_string(variable, value);
     machine.sim.firmware = Arc::new(SimFirmware(machine.hardware.variables.clone()));
 }
@@ -131,7 +131,7 @@ fn a_preferred_entry_is_left_by_the_boot_loader_when_its_tries_are_used_up() {
 
     // One that never comes up is left after its tries, though it is preferred.
     let bad = release("1.1", &[Fault::Panic]);
-    let mut machine = Machine::new(SystemdBoot, &release("1.0", &[]), &[&bad]);
+    let mut machine = AgentHost::new(SystemdBoot, &release("1.0", &[]), &[&bad]);
     machine.hardware.faults.insert(bad.root_hash, vec![Fault::Panic]);
     set(&mut machine, "LoaderEntryPreferred", "acme-os_1.1.efi");
     let mut agent = machine.agent();
@@ -142,7 +142,7 @@ fn a_preferred_entry_is_left_by_the_boot_loader_when_its_tries_are_used_up() {
     assert_eq!(machine.system.version, "1.0");
 
     // As a default it would be booted for ever: nothing is armed.
-    let mut machine = Machine::new(SystemdBoot, &release("1.0", &[]), &[&bad]);
+    let mut machine = AgentHost::new(SystemdBoot, &release("1.0", &[]), &[&bad]);
     set(&mut machine, "LoaderEntryDefault", "acme-os_1.1.efi");
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Staged, &bad, None)).unwrap();
@@ -295,7 +295,7 @@ fn an_xbootldr_that_nobody_can_look_at_is_said_before_the_drain() {
     machine.sim.unmounted = Some("partition 7 of /dev/sda is an XBOOTLDR".to_owned());
     is_refused(&mut machine, "partition 7 of /dev/sda is an XBOOTLDR");
     // Also where what runs is on the ESP.
-    let mut machine = Machine::new(SystemdBoot, &release("1.0", &[]), &[&new]);
+    let mut machine = AgentHost::new(SystemdBoot, &release("1.0", &[]), &[&new]);
     machine.sim.unmounted = Some("partition 7 of /dev/sda is an XBOOTLDR".to_owned());
     is_refused(&mut machine, "partition 7 of /dev/sda is an XBOOTLDR");
     machine.sim.unmounted = None;
@@ -303,7 +303,7 @@ fn an_xbootldr_that_nobody_can_look_at_is_said_before_the_drain() {
 }
 
 /// An entry of type #1 that starts a system: an image outside of the folder of type #2.
-fn text_entry(machine: &Machine, name: &str, sorted_by: &str) {
+fn text_entry(machine: &AgentHost, name: &str, sorted_by: &str) {
     let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
     for folder in ["EFI/rescue", "loader/entries"] {
         esp.create_directory(folder).unwrap();
@@ -364,7 +364,7 @@ fn an_entry_that_comes_with_the_machine_is_one_of_type_1() {
 #[test]
 fn an_entry_of_type_1_between_the_two_releases_is_in_the_way_of_the_way_back() {
     let old = release("1.0", &[]);
-    let mut machine = Machine::new(SystemdBoot, &old, &[&old, &release("1.1", &[])]);
+    let mut machine = AgentHost::new(SystemdBoot, &old, &[&old, &release("1.1", &[])]);
     machine.update(&release("1.1", &[]), 1);
     // What runs goes first, and so does a newer release; an older one would not.
     text_entry(&machine, "rescue.conf", "sort-key acme-os\nversion 1.0.5\n");
@@ -436,7 +436,8 @@ fn a_folder_that_can_not_be_listed_stops_arming_and_no_commit() {
         let what = format!("{folder}, two partitions: {two}");
         let (new, newer) = (release("1.1", &[]), release("1.2", &[]));
         let sizes = Sizes { xbootldr: if two { 1200 << 10 } else { 0 }, ..Sizes::tiny() };
-        let mut machine = Machine::laid_out(SystemdBoot, sizes, &release("1.0", &[]), SimReleases::of([&new, &newer]));
+        let mut machine =
+            AgentHost::laid_out(SystemdBoot, sizes, &release("1.0", &[]), SimReleases::of([&new, &newer]));
         let mut agent = machine.agent();
         let grant = machine.grant(1);
         agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
@@ -467,11 +468,11 @@ fn a_mirror_is_left_alone_while_an_update_has_taken_the_agents_own_away() {
     let is_broken = broken.clone();
     let releases = SimReleases::of([&new, &newer]).failing(move || is_broken.load(Ordering::SeqCst));
     let sizes = Sizes { xbootldr: 1200 << 10, ..Sizes::tiny() };
-    let mut machine = Machine::laid_out(SystemdBoot, sizes, &old, releases);
-    let on = |machine: &Machine, number| {
+    let mut machine = AgentHost::laid_out(SystemdBoot, sizes, &old, releases);
+    let on = |machine: &AgentHost, number| {
         bascule_sim::esp::Esp::new(Table::read(&machine.hardware.disk).unwrap().part(number).unwrap())
     };
-    let write = |machine: &Machine, number, path: &str, bytes: &[u8]| {
+    let write = |machine: &AgentHost, number, path: &str, bytes: &[u8]| {
         on(machine, number).write(path, bytes).unwrap();
         on(machine, number).sync().unwrap();
     };
@@ -482,7 +483,7 @@ fn a_mirror_is_left_alone_while_an_update_has_taken_the_agents_own_away() {
     machine.reboot();
     write(&machine, XBOOTLDR, "EFI/Linux/acme-os_1.1.efi", &new.uki);
     mirrors.push(("EFI/Linux/acme-os_1.1.efi", new.uki.clone()));
-    let untouched = |machine: &Machine| {
+    let untouched = |machine: &AgentHost| {
         for (path, bytes) in &mirrors {
             let found = on(machine, XBOOTLDR).read(path, 1 << 20);
             assert_eq!(found.ok().as_ref(), Some(bytes), "{path} is a mirror, and was touched");

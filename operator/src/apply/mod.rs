@@ -16,7 +16,7 @@ pub use in_flight::{Ended, InFlight};
 
 use crate::{
     events::Events,
-    gather::{Key, NodeFact, UpdateFact, World, node_now},
+    gather::{Caches, Key, NodeFact, UpdateFact, node_now},
     hooks,
     metrics::Metrics,
     notify::Notifier,
@@ -45,7 +45,7 @@ const REMEMBERING: Duration = Duration::from_millis(250);
 #[derive(Clone)]
 pub struct Writer {
     pub(crate) client: Client,
-    pub(crate) world: World,
+    pub(crate) world: Caches,
     pub(crate) metrics: Metrics,
     pub(crate) events: Events,
     pub(crate) notifier: Notifier,
@@ -80,7 +80,7 @@ impl Carried {
 impl Writer {
     /// A writer.
     #[must_use]
-    pub fn new(client: Client, world: World, metrics: Metrics, events: Events) -> Self {
+    pub fn new(client: Client, world: Caches, metrics: Metrics, events: Events) -> Self {
         Self { client, world, metrics, events, notifier: Notifier::default() }
     }
 

@@ -116,7 +116,7 @@ mod tests {
     use crate::{
         clock::Clock,
         events::Events,
-        gather::{Fact as _, World},
+        gather::{Caches, Fact as _},
         metrics::Metrics,
     };
     use axum::{
@@ -154,7 +154,7 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await });
         let client = Client::try_from(Config::new(url.parse().unwrap())).unwrap();
-        let world = World::new(Arc::new(tokio::sync::watch::Sender::new(0)), &Clock::system());
+        let world = Caches::new(Arc::new(tokio::sync::watch::Sender::new(0)), &Clock::system());
         let (events, _told) = Events::to_nowhere();
         let writer = Writer::new(client, world.clone(), Metrics::new(), events);
 

@@ -5,7 +5,7 @@
 //! is answered from the newest state: Kubernetes API Concepts, "Resource versions", KEP-2340), and the late watch is outrun.
 
 use super::{
-    World,
+    Caches,
     cache::{Cache, Fact, Key},
     sent::{Sent, take},
 };
@@ -38,7 +38,7 @@ pub enum CatchUpError {
     },
 }
 
-impl World {
+impl Caches {
     /// Reads Nodes, NodeUpdates, UpdatePolicies, Freezes and Rollbacks as they are now.
     ///
     /// # Errors
@@ -118,8 +118,8 @@ mod tests {
         Client::try_from(Config::new(format!("http://{address}").parse().unwrap())).unwrap()
     }
 
-    fn world() -> World {
-        World::new(Arc::new(watch::Sender::new(0)), &Clock::system())
+    fn world() -> Caches {
+        Caches::new(Arc::new(watch::Sender::new(0)), &Clock::system())
     }
 
     #[tokio::test]

@@ -31,7 +31,7 @@ const APP_LABEL: &str = "app.kubernetes.io/name";
 
 /// The caches. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct World {
+pub struct Caches {
     /// Nodes.
     pub nodes: Cache<NodeFact>,
     /// NodeUpdates.
@@ -65,7 +65,7 @@ pub struct World {
     noted: Arc<tokio::sync::watch::Sender<u64>>,
 }
 
-impl World {
+impl Caches {
     /// Empty caches that tell `changes`.
     #[must_use]
     pub fn new(changes: Arc<tokio::sync::watch::Sender<u64>>, clock: &Clock) -> Self {
@@ -199,7 +199,7 @@ where
     tasks.spawn(watch::run(Api::all(client.clone()), config, cache.clone(), metrics.clone()));
 }
 
-impl PodSource for World {
+impl PodSource for Caches {
     fn on_node(&self, node: &str) -> Vec<Arc<PodFact>> {
         self.pods.of_place(node).values().cloned().collect()
     }
@@ -255,8 +255,8 @@ mod tests {
 
     /// A world with these nodes (their name, whether they are Ready, and cordoned) and pods (their name, node and app, whether they are
     /// ready, and being deleted).
-    fn world(nodes: &[(&str, bool, bool)], pods: &[(&str, &str, &str, bool, bool)]) -> World {
-        let world = World::new(Arc::new(tokio::sync::watch::Sender::new(0)), &Clock::system());
+    fn world(nodes: &[(&str, bool, bool)], pods: &[(&str, &str, &str, bool, bool)]) -> Caches {
+        let world = Caches::new(Arc::new(tokio::sync::watch::Sender::new(0)), &Clock::system());
         let ready = |ready: bool| json!([{"type": "Ready", "status": if ready { "True" } else { "False" }}]);
         for (name, is_ready, cordoned) in nodes {
             world.nodes.apply(&object(json!({

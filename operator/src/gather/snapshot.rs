@@ -1,6 +1,6 @@
 //! Gathers from the caches what a snapshot is made from.
 
-use super::{ClaimFact, DeadlineFact, Key, PodFact, PolicyFact, World};
+use super::{Caches, ClaimFact, DeadlineFact, Key, PodFact, PolicyFact};
 use crate::drain::{PodSource as _, Progress};
 use bascule_api::{IntOrPercent, Source, Time};
 use bascule_facts::{Gathered, LookUp, NodeFacts, bare_node};
@@ -46,7 +46,7 @@ pub struct Assembler(bascule_facts::Assembler);
 
 impl Assembler {
     /// The snapshot of what is known now.
-    pub fn assemble(&mut self, world: &World, outside: Outside<'_>) -> Snapshot {
+    pub fn assemble(&mut self, world: &Caches, outside: Outside<'_>) -> Snapshot {
         let nodes = world.nodes.all().into_iter().map(|node| {
             let key = Key::cluster(&node.name);
             // First: what is not read from now on was looked at before that.
@@ -91,7 +91,7 @@ impl Assembler {
     }
 }
 
-impl LookUp for World {
+impl LookUp for Caches {
     fn pod(&self, key: &Key) -> Option<Arc<PodFact>> {
         self.pods.get(key)
     }
@@ -112,7 +112,7 @@ impl LookUp for World {
 /// One node as the planner sees it, from what the caches hold this instant; what an action's expectations are compared
 /// with. The pods are left out: no expectation speaks of them.
 #[must_use]
-pub fn node_now(world: &World, name: &str) -> Option<Node> {
+pub fn node_now(world: &Caches, name: &str) -> Option<Node> {
     let key = Key::cluster(name);
     let fact = world.nodes.get(&key)?;
     let update = world.updates.get(&key);
@@ -120,7 +120,7 @@ pub fn node_now(world: &World, name: &str) -> Option<Node> {
 }
 
 /// What is said of a node whose NodeUpdate, or whose Node, can't be read as it is now.
-fn unreadable(world: &World, key: &Key) -> Option<Arc<Unreadable>> {
+fn unreadable(world: &Caches, key: &Key) -> Option<Arc<Unreadable>> {
     world.updates.unreadable(key).or_else(|| world.nodes.unreadable(key))
 }
 
@@ -158,8 +158,8 @@ mod tests {
         })
     }
 
-    fn world() -> World {
-        let world = World::new(Arc::new(tokio::sync::watch::Sender::new(0)), &crate::clock::Clock::system());
+    fn world() -> Caches {
+        let world = Caches::new(Arc::new(tokio::sync::watch::Sender::new(0)), &crate::clock::Clock::system());
         let policy = json!({
             "metadata": {"name": "p"},
             "spec": {
@@ -176,7 +176,7 @@ mod tests {
         world
     }
 
-    fn look(assembler: &mut Assembler, world: &World, seconds: i64) -> Snapshot {
+    fn look(assembler: &mut Assembler, world: &Caches, seconds: i64) -> Snapshot {
         let outside = Outside {
             now: Time::new(chrono::DateTime::from_timestamp(seconds, 0).unwrap()),
             seed: 1,
@@ -196,7 +196,7 @@ mod tests {
 
     /// What an assembler that kept something makes is what one makes that knows nothing; and which nodes kept their
     /// pointer.
-    fn step(kept: &mut Assembler, before: &Snapshot, world: &World, seconds: i64) -> (Snapshot, Vec<bool>) {
+    fn step(kept: &mut Assembler, before: &Snapshot, world: &Caches, seconds: i64) -> (Snapshot, Vec<bool>) {
         let after = look(kept, world, seconds);
         let anew = look(&mut Assembler::default(), world, seconds);
         assert_eq!((&after.nodes, &after.budgets), (&anew.nodes, &anew.budgets));

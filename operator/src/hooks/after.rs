@@ -5,7 +5,7 @@
 use super::{job, make, refused};
 use crate::{
     apply::{ApplyError, Writer},
-    gather::{JobFact, Key, PolicyFact, World},
+    gather::{Caches, JobFact, Key, PolicyFact},
 };
 use bascule_api::Hook;
 use bascule_facts::hook::{After, HOOK_BEGUN, HOOK_FOLLOWS, HOOK_POLICY_UID, HOOK_SPEC, begun, name_after};
@@ -171,7 +171,7 @@ pub(crate) async fn begin(writer: &Writer, order: &HookOrder) -> Result<(), Appl
 
 /// Jobs that are kept, and that the policy, which is there, has no use for: the rollout is over, or the hook is another by now or none.
 /// What follows from that is planned anew. A policy that can't be used says nothing of its hooks.
-pub(super) fn superseded(world: &World) -> Vec<Arc<JobFact>> {
+pub(super) fn superseded(world: &Caches) -> Vec<Arc<JobFact>> {
     let mut kept = world.jobs.select(|job| job.run.as_ref().is_some_and(|run| run.state == HookState::Kept));
     kept.retain(|job| {
         let (Some(run), Some(after)) = (&job.run, &job.after) else { return false };
@@ -358,7 +358,7 @@ pub(super) mod tests {
         let hooks = |of: Value| policy_with("u1", true, &of);
         let before = hooks(two());
         let superseded = |policy: Option<&UpdatePolicy>| -> Vec<String> {
-            let world = World::new(Arc::new(watch::Sender::new(0)), &Clock::system());
+            let world = Caches::new(Arc::new(watch::Sender::new(0)), &Clock::system());
             jobs_of(&before).iter().for_each(|job| world.jobs.written(job));
             policy.into_iter().for_each(|policy| world.policies.written(policy));
             superseded(&world).iter().map(|job| job.run.as_ref().unwrap().hook.clone()).collect()

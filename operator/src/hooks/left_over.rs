@@ -345,7 +345,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::Clock,
-        gather::{Fact as _, World},
+        gather::{Caches, Fact as _},
         hooks::{
             after::tests::{ended, hook, jobs_of, policy_with, shown, two},
             over,
@@ -490,7 +490,7 @@ mod tests {
         let mut left_over = LeftOver::default();
         let jobs = left();
         let is_over = |left_over: &LeftOver, jobs: &[&Job]| {
-            let world = World::new(Arc::new(watch::Sender::new(0)), &Clock::system());
+            let world = Caches::new(Arc::new(watch::Sender::new(0)), &Clock::system());
             jobs.iter().for_each(|job| world.jobs.written(job));
             over(&world, left_over).len()
         };

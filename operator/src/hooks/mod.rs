@@ -10,7 +10,7 @@ pub(crate) use let_go::LettingGo;
 
 use crate::{
     apply::{ApplyError, Writer},
-    gather::{Fact as _, JobFact, Key, World},
+    gather::{Caches, Fact as _, JobFact, Key},
 };
 use bascule_api::Hook;
 use bascule_facts::hook::{HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_STAGE, HOOK_TTL, name_of, stage_text};
@@ -134,7 +134,7 @@ pub(crate) fn why(error: &kube::Error) -> String {
 }
 
 /// Finished Jobs whose grant is over and that nothing clears away yet.
-fn over(world: &World, left_over: &LeftOver) -> Vec<std::sync::Arc<JobFact>> {
+fn over(world: &Caches, left_over: &LeftOver) -> Vec<std::sync::Arc<JobFact>> {
     let mut over = world.jobs.select(|job| job.kept_for.is_some());
     over.retain(|job| {
         let Some(run) = &job.run else { return false };
@@ -163,7 +163,7 @@ fn over(world: &World, left_over: &LeftOver) -> Vec<std::sync::Arc<JobFact>> {
 
 /// The same, and those that are looked at first come first. A Job of our name in a namespace that no policy means may be anybody's: it
 /// comes last.
-fn first_of(world: &World, mut jobs: Vec<std::sync::Arc<JobFact>>) -> Vec<std::sync::Arc<JobFact>> {
+fn first_of(world: &Caches, mut jobs: Vec<std::sync::Arc<JobFact>>) -> Vec<std::sync::Arc<JobFact>> {
     jobs.sort_by_cached_key(|job| {
         let run = job.run.as_ref();
         let policy = run.and_then(|run| world.policies.get(&Key::cluster(&run.policy)));

@@ -1,7 +1,7 @@
 //! Makes the report of a plan. What nodes share in the plan they share here.
 
 use super::Planned;
-use crate::gather::{Key, World};
+use crate::gather::{Caches, Key};
 use bascule_api::{
     LIVE_REPORT_FORMAT, LiveNode, LiveOrder, LivePolicy, LiveReport, LiveWait, Time, UpdatePolicyStatus,
 };
@@ -73,7 +73,7 @@ fn policy(facts: &PolicyFacts, status: &UpdatePolicyStatus) -> LivePolicy {
     }
 }
 
-fn node(said: &NodeReport, facts: &Node, wait: usize, world: &World) -> LiveNode {
+fn node(said: &NodeReport, facts: &Node, wait: usize, world: &Caches) -> LiveNode {
     let status = facts.update.as_ref().map(|update| &update.status);
     // The object remembers since when, as long as it says the same.
     let since = world.updates.get(&Key::cluster(&said.node)).and_then(|update| {

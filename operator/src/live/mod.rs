@@ -9,7 +9,7 @@ mod foreseen;
 mod gates;
 mod make;
 
-use crate::{gather::World, health::Heard, pulse::Pulse};
+use crate::{gather::Caches, health::Heard, pulse::Pulse};
 use axum::{
     Json,
     extract::State,
@@ -83,7 +83,7 @@ pub struct Planned {
     /// What it says.
     pub report: Arc<Report>,
     /// Where it is looked up since when a node waits.
-    pub world: World,
+    pub world: Caches,
     /// The replica's name in the Lease.
     pub identity: Arc<str>,
     /// What health gates answered last. Who reads the report has those asked whose answer is old.
@@ -187,7 +187,7 @@ mod tests {
         Planned {
             snapshot: Arc::default(),
             report: Arc::default(),
-            world: World::new(changes, &crate::clock::Clock::system()),
+            world: Caches::new(changes, &crate::clock::Clock::system()),
             identity: Arc::from("first"),
             gates: Heard::new(crate::clock::Clock::system()),
         }

@@ -182,7 +182,7 @@ mod tests {
         }))
         .unwrap();
         let changes = std::sync::Arc::new(tokio::sync::watch::Sender::new(0));
-        let world = crate::gather::World::new(changes, &crate::clock::Clock::system());
+        let world = crate::gather::Caches::new(changes, &crate::clock::Clock::system());
         world.policies.apply(&kube::runtime::watcher::Event::Apply(policy));
         world.nodes.apply(&kube::runtime::watcher::Event::Apply(node));
         let drains = Default::default();

@@ -2,7 +2,7 @@
 
 use bascule_api::{AGENT_MANAGER, Goal, NodeUpdate, Version};
 use bascule_tests::agent::{StandIn, says_more};
-use bascule_tests::kubelet::{Health, Kubelet, Machine, NoContainers};
+use bascule_tests::kubelet::{Health, Kubelet, KubeletHost, NoContainers};
 use futures::StreamExt as _;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -45,13 +45,13 @@ const CLOCK: &str = "2026-11-21T12:00:00Z";
 const AHEAD: &str = "2036-11-21T12:00:00Z";
 
 /// Runs a node: kubelet and agent, until it is dropped.
-pub async fn run(kubelet: Client, agent: Client, mut machine: Machine, version: &str, habit: Habit) {
+pub async fn run(kubelet: Client, agent: Client, mut machine: KubeletHost, version: &str, habit: Habit) {
     let name = machine.node.clone();
     let first: Version = version.parse().unwrap();
     let installed = if habit == Habit::ClockAhead { AHEAD } else { "2026-01-01T00:00:00Z" };
     let mut stand_in = StandIn::installed(first.clone(), machine.boot_id.clone(), installed);
     stand_in.clock = if habit == Habit::ClockAhead { AHEAD } else { CLOCK }.to_owned();
-    let start = |machine: &Machine, runs: &Version| {
+    let start = |machine: &KubeletHost, runs: &Version| {
         let crashes = habit == Habit::PodsCrash && *runs != first;
         let health = if crashes { Health::CrashLoop } else { Health::Good };
         Kubelet::start(kubelet.clone(), machine.clone(), health, Arc::new(NoContainers))

@@ -1,7 +1,7 @@
 //! Who is told of a rollout: a webhook, and Debian's Alertmanager, at which the node under way is silenced.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::world::Cluster;
 use axum::extract::State;
 use axum::routing::post;
 use bascule_tests::control_plane::free_port;
@@ -65,7 +65,7 @@ impl Alertmanager {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_hears_of_a_rollout_and_the_node_under_way_is_silenced() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let (heard, hook) = webhook().await;
     let alertmanager = Alertmanager::start();
@@ -98,7 +98,7 @@ async fn a_webhook_hears_of_a_rollout_and_the_node_under_way_is_silenced() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_hears_that_a_bad_release_is_blocked_and_its_rollout_halted() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Fails).await;
     let (heard, hook) = webhook().await;
     let _operator = world.operator_with("first", None, &[&format!("--notify-url={hook}")]).await;

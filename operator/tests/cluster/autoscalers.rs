@@ -2,10 +2,10 @@
 
 use crate::agent::Habit;
 use crate::drain::cordoned;
-use crate::world::{PATIENCE, World};
+use crate::world::{Cluster, PATIENCE};
 use bascule_api::{HOLD_TAINT, WaitReason};
 use bascule_tests::karpenter::{Karpenter, POOL, POOL_LABEL, removes};
-use bascule_tests::kubelet::{Health, Kubelet, Machine, NoContainers};
+use bascule_tests::kubelet::{Health, Kubelet, KubeletHost, NoContainers};
 use bascule_tests::workload;
 use chrono::TimeDelta;
 use k8s_openapi::api::core::v1::Node;
@@ -22,7 +22,7 @@ const LABEL: &str = "example.com/judged";
 /// Longer than the truce that follows an uncordon.
 const AFTER_THE_TRUCE: TimeDelta = TimeDelta::minutes(11);
 
-impl World {
+impl Cluster {
     /// Waits until a Node shows something of Karpenter's doing, and tells what Karpenter said if it does not come.
     async fn until_karpenter(
         &self,
@@ -44,7 +44,7 @@ const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn karpenter_leaves_an_empty_node_alone_while_it_is_under_way_and_removes_it_after_the_truce() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     let karpenter = Karpenter::start(&world.control_plane, &[]).await.unwrap();
     let ours = karpenter.node("ours", (LABEL, "ours")).await.unwrap();
     world.machine(&ours, "test-zone-a", Habit::Good).await;
@@ -65,7 +65,7 @@ async fn karpenter_leaves_an_empty_node_alone_while_it_is_under_way_and_removes_
 
     // A twin that is as empty goes in the first of Karpenter's rounds that sees it. That round has seen ours, too.
     let twin = karpenter.node("twin", (LABEL, "twin")).await.unwrap();
-    let machine = Machine::named(&twin, "test-zone-a");
+    let machine = KubeletHost::named(&twin, "test-zone-a");
     let kubelet = world.control_plane.kubelet(&twin).unwrap().client().await.unwrap();
     let _twin = Kubelet::start(kubelet, machine, Health::Good, Arc::new(NoContainers));
     let deleted = |node: Option<&Node>| node.is_none_or(|node| node.metadata.deletion_timestamp.is_some());
@@ -86,7 +86,7 @@ async fn karpenter_leaves_an_empty_node_alone_while_it_is_under_way_and_removes_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_karpenter_adds_is_updated_before_its_pods_come_and_no_second_one_is_added() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     // As docs/drain.md says.
     let karpenter = Karpenter::start(&world.control_plane, &[HOLD_TAINT, UNSCHEDULABLE]).await.unwrap();
     let _operator = world.operator("first").await;

@@ -1,7 +1,7 @@
 //! What people and networks get wrong: each is refused or explained, and nothing moves because of it.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::{Goal, NodeUpdate, UpdatePolicy, WaitReason, conditions};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
@@ -9,7 +9,7 @@ use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 
-async fn refused(world: &World, kind: &str, spec: Value) -> String {
+async fn refused(world: &Cluster, kind: &str, spec: Value) -> String {
     let resource = ApiResource::from_gvk_with_plural(
         &GroupVersionKind::gvk("bascule.dev", "v1alpha1", kind),
         match kind {
@@ -43,7 +43,7 @@ fn policy(more: Value) -> Value {
 }
 
 /// The change that takes back every mistake of this test.
-fn clean(world: &World) -> Value {
+fn clean(world: &Cluster) -> Value {
     json!({"spec": {
         "maintenanceWindows": null, "waves": null, "health": null,
         "nodeSelector": {"matchLabels": {"role": "worker"}, "matchExpressions": null},
@@ -59,7 +59,7 @@ fn condition(policy: Option<&UpdatePolicy>, type_: &str, reason: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_objects_are_refused_or_explained_and_edits_by_hand_are_set_right() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     // What the API server refuses by itself, with a sentence that says how to mend it.
     for (kind, spec, part) in [
         (
@@ -201,7 +201,7 @@ async fn bad_objects_are_refused_or_explained_and_edits_by_hand_are_set_right() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agents_image_for_another_machine_is_named_where_its_report_is_missing() {
-    let world = World::new().await;
+    let world = Cluster::new().await;
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"role": "worker"}}});
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",

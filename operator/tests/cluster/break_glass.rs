@@ -1,7 +1,7 @@
 //! Somebody on a node acts without the operator: it must not stay a secret.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::NodeUpdate;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_break_glass_command_used_on_a_node_is_an_event_on_it() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let _operator = world.operator("first").await;
     world.policy("workers", json!({"paused": true})).await;

@@ -1,7 +1,7 @@
 //! What the docs tell people to type at `kubectl`, typed.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::world::Cluster;
 use serde_json::json;
 use std::io::Write as _;
 use std::path::Path;
@@ -31,7 +31,7 @@ fn manifests() -> Vec<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_takes_each_manifest_of_the_docs_and_waits_for_a_policy() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let manifests = manifests();
     assert!(manifests.len() >= 8, "{manifests:?}");
@@ -70,7 +70,7 @@ async fn kubectl_takes_each_manifest_of_the_docs_and_waits_for_a_policy() {
     }
 }
 
-fn piped(world: &World, arguments: &[&str], input: &str) -> Output {
+fn piped(world: &Cluster, arguments: &[&str], input: &str) -> Output {
     let mut kubectl = world.control_plane.kubectl();
     let mut child =
         kubectl.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -1,7 +1,7 @@
 //! Draining against the real eviction API: what it answers, and that nothing is left behind when it can't succeed.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::{NodeUpdate, RolloutState, UpdatePolicy, WaitReason};
 use bascule_operator::drain::{Answer, EvictionApi, EvictionBackend as _, Target};
 use bascule_tests::webhook::DenyingWebhook;
@@ -35,7 +35,7 @@ spec: {maxUnavailable: 1, selector: {matchLabels: {app: shop}}}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_eviction_api_answers_as_we_understand_it() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.shop(4).await;
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), "default");
@@ -82,7 +82,7 @@ async fn the_eviction_api_answers_as_we_understand_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_that_can_not_succeed_is_not_begun() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
     world.shop(4).await;
@@ -127,7 +127,7 @@ spec:
       containers: [{name: c, image: example.invalid/c}]
 "#;
 
-pub async fn let_go(world: &World) {
+pub async fn let_go(world: &Cluster) {
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
     let free = json!({"metadata": {"finalizers": null}});
     pods.patch("stubborn-0", &PatchParams::default(), &Patch::Merge(&free)).await.unwrap();
@@ -154,12 +154,12 @@ async fn fluo_188_kured_63_a_failed_drain_means_no_reboot_and_no_cordon_left() {
 }
 
 /// The drain of n1 hangs at a pod.
-async fn hanging() -> World {
-    hanging_in(World::new().await).await
+async fn hanging() -> Cluster {
+    hanging_in(Cluster::new().await).await
 }
 
 /// The same in a cluster that is there.
-pub async fn hanging_in(mut world: World) -> World {
+pub async fn hanging_in(mut world: Cluster) -> Cluster {
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(STUBBORN).await.unwrap();
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
@@ -170,14 +170,14 @@ pub async fn hanging_in(mut world: World) -> World {
     world
 }
 
-async fn until_undone(world: &World) {
+async fn until_undone(world: &Cluster) {
     world.until_node("n1", "uncordoned", |node| !cordoned(node)).await;
     world.until_update("n1", "free", |update| update.is_some_and(|update| update.spec.disruption.is_none())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_that_the_policy_holds_names_who_does_not_go_and_goes_on_once_a_person_has_let_it_go() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.shop(2).await;
     let _operator = world.operator("first").await;
@@ -252,7 +252,7 @@ async fn brupop_650_a_drain_that_is_given_up_frees_the_place_for_another_node() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_that_are_down_count_and_not_only_our_own() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
     world.power_off("n2");
@@ -292,7 +292,7 @@ spec: {policyName: no-evictions, validationActions: [Deny]}
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_eviction_that_an_admission_policy_denies_is_tried_again_until_it_may() {
     use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding as Binding;
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
     world.shop(4).await;
@@ -315,7 +315,7 @@ async fn an_eviction_that_an_admission_policy_denies_is_tried_again_until_it_may
 }
 
 /// Asks the eviction API about a pod that is not there until admission answers, which learns of its rules a moment late.
-async fn until_denied(world: &World) {
+async fn until_denied(world: &Cluster) {
     let probe = EvictionApi::new(world.client.clone());
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
     let pod = pods.list(&ListParams::default().labels("app=shop")).await.unwrap().items.remove(0);
@@ -325,14 +325,14 @@ async fn until_denied(world: &World) {
 }
 
 /// The nodes that pods of the shop are on, by name.
-async fn nodes_of_the_shop(world: &World) -> Vec<String> {
+async fn nodes_of_the_shop(world: &Cluster) -> Vec<String> {
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
     let all = pods.list(&ListParams::default().labels("app=shop")).await.unwrap();
     let nodes: BTreeSet<String> = all.into_iter().filter_map(|pod| pod.spec?.node_name).collect();
     nodes.into_iter().collect()
 }
 
-async fn still_on_the_old_release(world: &World) {
+async fn still_on_the_old_release(world: &Cluster) {
     let updates: Api<NodeUpdate> = Api::all(world.client.clone());
     for update in updates.list(&ListParams::default()).await.unwrap() {
         assert_eq!(update.status.unwrap().booted.unwrap().version.as_str(), "1.0");
@@ -342,7 +342,7 @@ async fn still_on_the_old_release(world: &World) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_that_denies_evictions_and_one_that_can_not_be_reached_hold_the_drain_and_are_named() {
     use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
     world.shop(4).await;
@@ -370,7 +370,7 @@ async fn a_webhook_that_denies_evictions_and_one_that_can_not_be_reached_hold_th
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_budget_that_is_used_up_in_the_middle_of_a_drain_is_named_and_waited_for() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.shop(2).await;
     let _operator = world.operator("first").await;

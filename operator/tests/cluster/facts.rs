@@ -1,7 +1,7 @@
 //! A large cluster as the watches bring it, without a cluster: for a test and for the example that measures.
 
 use bascule_api::{NodeUpdate, UpdatePolicy};
-use bascule_operator::gather::World as Facts;
+use bascule_operator::gather::Caches as Facts;
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::watcher;
 use serde_json::json;

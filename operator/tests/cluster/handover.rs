@@ -2,7 +2,7 @@
 
 use crate::agent::Habit;
 use crate::proxy::Proxy;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::{LiveReport, NodeUpdate, WaitReason};
 use futures::future::select_all;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_dies_in_the_middle_loses_nothing() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     for (node, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
         world.machine(node, zone, Habit::Good).await;
     }
@@ -62,7 +62,7 @@ async fn a_leader_that_dies_in_the_middle_loses_nothing() {
     assert!(holder.is_empty(), "still held by {holder}");
 }
 
-impl World {
+impl Cluster {
     /// Waits until a replica holds the Lease.
     async fn until_held_by(&self, identity: &str) {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), "bascule-system");
@@ -83,7 +83,7 @@ impl World {
 /// would be one that was forgotten: it reads the newest state before its first plan.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_leader_whose_watch_is_late_undoes_nothing_of_its_predecessor() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let build = world.a_build_runs().await;
     let first = world.operator("first").await;
@@ -124,7 +124,7 @@ async fn a_new_leader_whose_watch_is_late_undoes_nothing_of_its_predecessor() {
 /// The API server never answers about one policy's status. Its nodes wait, and those of others do not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_whose_status_hangs_holds_up_nobody_else() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     for (node, zone) in [("n1", "a"), ("n2", "b")] {
         world.machine(node, zone, Habit::Good).await;
     }

@@ -3,7 +3,7 @@
 
 use crate::agent::Habit;
 use crate::object_gates::PODS_OF_DEFAULT;
-use crate::world::World;
+use crate::world::Cluster;
 use axum::http::StatusCode;
 use bascule_api::{Gate, UpdatePolicy, WaitReason};
 use bascule_operator::health::{Asker, GateAnswer};
@@ -115,7 +115,7 @@ async fn a_gate_asks_whom_it_names_without_credentials_and_nobody_else() {
 }
 
 /// Waits until a policy's status says this.
-async fn until_told(world: &World, policy: &str, part: &str) {
+async fn until_told(world: &Cluster, policy: &str, part: &str) {
     let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
     let says = |policy: Option<&UpdatePolicy>| {
         let status = policy.and_then(|policy| policy.status.as_ref());
@@ -134,7 +134,7 @@ rules: [{apiGroups: [""], resources: [nodes], verbs: [get]}]
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gates_ask_prometheus_http_and_objects_and_fail_closed_when_nobody_answers() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let folder = tempfile::tempdir().unwrap();
     let port = free_port().unwrap();
@@ -195,7 +195,7 @@ async fn gates_ask_prometheus_http_and_objects_and_fail_closed_when_nobody_answe
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gate_about_the_cluster_that_closes_during_a_trial_holds_it_and_blames_nobody() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let (service, status) = service().await;
     status.store(200, Ordering::SeqCst);
@@ -234,7 +234,7 @@ fn maintenance(node: Option<&Node>, type_: &str) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trial_without_its_daemon_sets_goes_back_and_the_node_shows_its_maintenance() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     bascule::install(&world.control_plane, &["components/node-conditions/rbac.yaml"]).await.unwrap();
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(AGENT).await.unwrap();
@@ -318,7 +318,7 @@ basic_auth_users:
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prometheus_that_does_not_answer_everybody_is_asked_with_what_a_secret_holds() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let folder = tempfile::tempdir().unwrap();
     let port = free_port().unwrap();
@@ -363,7 +363,7 @@ async fn a_prometheus_that_does_not_answer_everybody_is_asked_with_what_a_secret
 /// As Mimir, Thanos or a mesh before Prometheus want it. Who wants a token and knows a wrong one is at hand: the API server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_and_a_tenants_header_are_sent_as_the_secret_says() {
-    let world = World::new().await;
+    let world = Cluster::new().await;
     let asker = Asker::new(world.client.clone(), world.client.clone(), "bascule-system", &[]).unwrap();
     let gate: Gate = serde_json::from_value(json!({"promQL": {"query": "up", "min": 1}})).unwrap();
     let secrets: Api<Secret> = Api::namespaced(world.client.clone(), "bascule-system");
@@ -406,7 +406,7 @@ fn apply_kind(secret: &Secret) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_writes_a_policy_gets_nothing_out_through_the_operator() {
     const HELD: &str = "s3cr3t-0f-an-0ther";
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(PODS_OF_DEFAULT).await.unwrap();
     let secret = json!({

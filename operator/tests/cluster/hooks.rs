@@ -1,7 +1,7 @@
 //! Hooks: Jobs before the drain and after the commit, made by the real Job controller from the policy's templates.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::{NodeUpdate, RolloutState, UpdatePolicy, WaitReason, conditions};
 use futures::StreamExt as _;
 use k8s_openapi::api::batch::v1::Job;
@@ -26,12 +26,12 @@ fn hook(name: &str, timeout: &str, ends: &str) -> Value {
 }
 
 /// Containers end only by themselves, and the kubelet stand-in has none: the pods of hooks that shall end do so here.
-fn end_hooks(world: &World) -> tokio::task::JoinHandle<()> {
+fn end_hooks(world: &Cluster) -> tokio::task::JoinHandle<()> {
     end_pods(world, "well", 0)
 }
 
 /// Ends the pods of hooks with a label, the first of them badly.
-fn end_pods(world: &World, label: &str, badly: usize) -> tokio::task::JoinHandle<()> {
+fn end_pods(world: &Cluster, label: &str, badly: usize) -> tokio::task::JoinHandle<()> {
     let label = format!("ends={label}");
     let mut ended: std::collections::BTreeMap<String, &str> = std::collections::BTreeMap::new();
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
@@ -51,7 +51,7 @@ fn end_pods(world: &World, label: &str, badly: usize) -> tokio::task::JoinHandle
 }
 
 /// A Job with a hook's name, labels and annotations, in a namespace that comes before that of the hook. It fails at once.
-async fn forge(world: &World, job: &Job) {
+async fn forge(world: &Cluster, job: &Job) {
     world.control_plane.apply("{apiVersion: v1, kind: Namespace, metadata: {name: a-tenant}}").await.unwrap();
     let forged: Job = serde_json::from_value(json!({
         "metadata": {"name": job.name_any(), "labels": job.labels(), "annotations": job.annotations()},
@@ -76,7 +76,7 @@ fn only(node: &str, hooks: Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hooks_run_before_the_drain_and_after_the_commit_and_a_slow_one_gives_the_node_up() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
     let _operator = world.operator("first").await;
@@ -118,7 +118,7 @@ async fn hooks_run_before_the_drain_and_after_the_commit_and_a_slow_one_gives_th
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_in_a_namespace_whose_owner_did_not_allow_it_is_told_before_the_first_disruption() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     let bindings: Api<RoleBinding> = Api::namespaced(world.client.clone(), "default");
     bindings.delete("bascule-hooks", &DeleteParams::default()).await.unwrap();
     world.machine("n1", "a", Habit::Good).await;
@@ -142,7 +142,7 @@ async fn a_hook_in_a_namespace_whose_owner_did_not_allow_it_is_told_before_the_f
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_that_succeeded_stays_done_and_a_failed_one_waits_for_a_person() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let jobs: Api<Job> = Api::namespaced(world.client.clone(), "default");
     let seen = Arc::new(Mutex::new(BTreeSet::new()));
@@ -207,7 +207,7 @@ async fn a_hook_that_succeeded_stays_done_and_a_failed_one_waits_for_a_person() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hooks_around_a_rollout_are_announced_and_run_before_the_first_node_and_after_the_last() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
     let _operator = world.operator("first").await;
@@ -274,7 +274,7 @@ subjects: [{kind: ServiceAccount, name: bascule-operator, namespace: bascule-sys
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_to_run_after_a_rollout_runs_though_its_policy_is_deleted() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let _operator = world.operator("first").await;
     let around = json!({"beforeRollout": hook("set-noout", "10m", "later"), "afterRollout": hook("unset-noout", "10m", "later")});
@@ -307,7 +307,7 @@ fn suspended(job: &Job) -> Option<bool> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_to_run_after_a_rollout_runs_though_its_policy_is_deleted_while_no_operator_is_there() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let first = world.operator("first").await;
     let mut after = hook("unset-noout", "10m", "later").as_array().unwrap().clone();
@@ -375,7 +375,7 @@ spec: {hard: {count/jobs.batch: '0'}}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_begins_while_the_job_of_a_hook_after_a_rollout_can_not_be_made() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(FULL).await.unwrap();
     let _operator = world.operator("first").await;
@@ -403,7 +403,7 @@ async fn nothing_begins_while_the_job_of_a_hook_after_a_rollout_can_not_be_made(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_kept_for_the_end_of_a_rollout_follows_its_policy() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let _operator = world.operator("first").await;
     let around =
@@ -434,7 +434,7 @@ async fn what_is_kept_for_the_end_of_a_rollout_follows_its_policy() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_whose_template_reaches_for_the_node_gets_no_pod_and_no_node_is_touched() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(RESTRICTED).await.unwrap();
     let _operator = world.operator("first").await;

@@ -3,7 +3,7 @@
 
 use crate::agent::Habit;
 use crate::drain::{cordoned, hanging_in, let_go};
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::{AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, Goal, NodeUpdate};
 use bascule_tests::control_plane::ControlPlane;
 use bascule_tests::files::copy_folder;
@@ -25,8 +25,8 @@ async fn types(control_plane: &ControlPlane, script: &str, folder: &Path) -> Str
 const APPLY: &str = "kubectl apply --server-side -k .";
 
 /// A cluster with these manifests, installed as the page has it.
-async fn installed(manifests: &Path, folder: &Path) -> World {
-    World::installed(async |control_plane, vendor| {
+async fn installed(manifests: &Path, folder: &Path) -> Cluster {
+    Cluster::installed(async |control_plane, vendor| {
         Page::read().lay_out(folder, manifests, &String::from_utf8(vendor.trust_root()).unwrap());
         types(control_plane, APPLY, folder).await;
     })

@@ -3,7 +3,7 @@
 //!
 //! `BASCULE_KUBECTL_SEEDS=first..end` asks about other pods, `BASCULE_KUBECTL_SEEDS=4711..4712` about those of one seed again.
 
-use crate::world::{PATIENCE, World};
+use crate::world::{Cluster, PATIENCE};
 use bascule_api::{Drain, Selector};
 use bascule_operator::clock::Clock;
 use bascule_operator::gather::{BudgetFact, Fact as _, PodFact};
@@ -77,7 +77,7 @@ fn pod(random: &mut ChaCha8Rng, index: usize, owners: &[Value; 2]) -> (Value, &'
 
 /// A DaemonSet that is there for `kubectl` to find, as an owner. Its controller lets the pods of one that is being deleted be, and
 /// a finalizer keeps it there (Kubernetes, `pkg/controller/daemon`, `syncDaemonSet`).
-async fn daemon_set(world: &World, namespace: &str) -> Value {
+async fn daemon_set(world: &Cluster, namespace: &str) -> Value {
     let sets: Api<DaemonSet> = Api::namespaced(world.client.clone(), namespace);
     let labels = json!({"daemons": "kept"});
     let set = serde_json::from_value(json!({
@@ -98,7 +98,7 @@ async fn daemon_set(world: &World, namespace: &str) -> Value {
     json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "daemons", "uid": set.metadata.uid, "controller": true})
 }
 
-async fn populate(world: &World, namespace: &str, random: &mut ChaCha8Rng) {
+async fn populate(world: &Cluster, namespace: &str, random: &mut ChaCha8Rng) {
     world
         .control_plane
         .apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}"))
@@ -138,7 +138,7 @@ async fn populate(world: &World, namespace: &str, random: &mut ChaCha8Rng) {
 }
 
 /// Waits until the disruption controller has counted what is there.
-async fn counted(world: &World, namespace: &str) {
+async fn counted(world: &Cluster, namespace: &str) {
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), namespace);
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), namespace);
     for app in ["web", "db"] {
@@ -155,7 +155,7 @@ async fn counted(world: &World, namespace: &str) {
 }
 
 /// What we would do.
-async fn ours(world: &World, namespace: &str, settings: &Drain) -> Outcome {
+async fn ours(world: &Cluster, namespace: &str, settings: &Drain) -> Outcome {
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), namespace);
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), namespace);
     let pods: Vec<PodFact> = pods.list(&ListParams::default()).await.unwrap().iter().map(PodFact::of).collect();
@@ -225,7 +225,7 @@ struct Seen {
 }
 
 /// Asks both about the pods of a namespace, with each of some settings.
-async fn compare(world: &World, namespace: &str, seen: &mut Seen) {
+async fn compare(world: &Cluster, namespace: &str, seen: &mut Seen) {
     let there = Api::<Pod>::namespaced(world.client.clone(), namespace).list(&ListParams::default()).await.unwrap();
     seen.daemons += there.iter().map(PodFact::of).filter(|pod| pod.of_daemon_set() && !pod.finished).count();
     for (force, data, app) in [
@@ -253,7 +253,7 @@ async fn compare(world: &World, namespace: &str, seen: &mut Seen) {
 }
 
 /// The next round has the node for itself.
-async fn clear(world: &World, namespace: &str) {
+async fn clear(world: &Cluster, namespace: &str) {
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), namespace);
     for pod in pods.list(&ListParams::default()).await.unwrap() {
         let name = pod.metadata.name.unwrap();
@@ -267,7 +267,7 @@ async fn clear(world: &World, namespace: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_pods_go_stay_or_stop_the_drain_as_with_kubectl() {
-    let world = World::new().await;
+    let world = Cluster::new().await;
     let nodes: Api<Node> = Api::all(world.client.clone());
     let node = serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": {"unschedulable": true}})).unwrap();
     nodes.create(&PostParams::default(), &node).await.unwrap();

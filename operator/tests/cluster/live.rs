@@ -2,7 +2,7 @@
 
 use crate::agent::Habit;
 use crate::facts::facts;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::{LiveReport, NoReport, NodeUpdate, WaitReason};
 use bascule_operator::clock::Clock;
 use bascule_operator::gather::{Assembler, Outside};
@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Somebody on call, with the two bindings that docs/install.md shows.
-async fn on_call(world: &World) -> Client {
+async fn on_call(world: &Cluster) -> Client {
     bascule::install(&world.control_plane, &["roles/people.yaml"]).await.unwrap();
     let subjects = json!([{"kind": "User", "name": "alice", "apiGroup": "rbac.authorization.k8s.io"}]);
     let role = |kind: &str, name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
@@ -39,7 +39,7 @@ async fn on_call(world: &World) -> Client {
 }
 
 /// A client that takes a 503 for an answer.
-async fn user(world: &World, name: &str) -> Client {
+async fn user(world: &Cluster, name: &str) -> Client {
     let mut config = world.control_plane.user(name, &[]).unwrap().config().await.unwrap();
     config.default_retry = false;
     Client::try_from(config).unwrap()
@@ -58,7 +58,7 @@ fn report(answer: (u16, Vec<u8>)) -> Option<LiveReport> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn people_read_what_is_so_now_and_the_objects_follow_within_a_minute() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     for (node, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
         world.machine(node, zone, Habit::Good).await;
     }
@@ -181,7 +181,7 @@ impl Stream {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_report_of_5000_nodes_is_small_and_quick() {
     const NODES: usize = 5_000;
-    let world = World::new().await;
+    let world = Cluster::new().await;
     let alice = on_call(&world).await;
     let facts = facts(NODES);
     let drains = Default::default();

@@ -1,6 +1,6 @@
 //! Debian's Prometheus scrapes a running operator under the rules that are shipped, and an alert fires.
 
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_tests::control_plane::free_port;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
@@ -19,7 +19,7 @@ impl Drop for Prometheus {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prometheus_scrapes_the_operator_and_an_alert_fires() {
-    let world = World::new().await;
+    let world = Cluster::new().await;
     let operator = world.operator("first").await;
     // A machine whose agent never comes.
     let node: Node = serde_json::from_value(json!({"metadata": {"name": "n1", "labels": {"role": "worker"}}})).unwrap();

@@ -2,7 +2,7 @@
 //! rights that an owner granted.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::{Gate, UpdatePolicy, WaitReason};
 use bascule_operator::health::{Asker, GateAnswer};
 use bascule_tests::control_plane::Request;
@@ -29,7 +29,7 @@ subjects: [{kind: ServiceAccount, name: bascule-gates, namespace: bascule-system
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gate_that_names_the_node_is_asked_for_each_and_a_missing_field_is_not_yet() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
@@ -84,7 +84,7 @@ fn build(name: &str, state: &str) -> Pod {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_gate_asks_about_is_read_once_and_then_its_changes_and_the_end_of_its_right_are_heard() {
     const GATES: &str = "system:serviceaccount:bascule-system:bascule-gates";
-    let world = World::new().await;
+    let world = Cluster::new().await;
     world.control_plane.apply(&pods_watched()).await.unwrap();
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
     for name in ["one", "two", "three"] {
@@ -150,7 +150,7 @@ async fn what_a_gate_asks_about_is_read_once_and_then_its_changes_and_the_end_of
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_grant_without_the_right_to_watch_goes_on_and_its_policy_says_what_is_better() {
-    let world = World::new().await;
+    let world = Cluster::new().await;
     world.control_plane.apply(PODS_OF_DEFAULT).await.unwrap();
     let _operator = world.operator("first").await;
     let gate = json!([{"name": "ci", "object": {

@@ -2,7 +2,7 @@
 
 use crate::agent::Habit;
 use crate::workloads::one_pod;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::WaitReason;
 use bascule_operator::gather::{Fact as _, NodeFact, PodFact};
 use bascule_planner::snapshot::Node as PlannedNode;
@@ -14,7 +14,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-async fn label(world: &World, node: &str, labels: Value) {
+async fn label(world: &Cluster, node: &str, labels: Value) {
     let nodes: Api<Node> = Api::all(world.client.clone());
     let change = json!({"metadata": {"labels": labels}});
     nodes.patch(node, &PatchParams::default(), &Patch::Merge(&change)).await.unwrap();
@@ -22,7 +22,7 @@ async fn label(world: &World, node: &str, labels: Value) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_waits_while_a_pod_of_its_would_fit_nowhere_else() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     label(&world, "n1", json!({"disk": "fast"})).await;
     world.starts(&one_pod("reports", "nodeSelector: {disk: fast}"), "reports").await;
@@ -89,7 +89,7 @@ fn pod(random: &mut ChaCha8Rng, index: usize, cpu: &str) -> Pod {
 }
 
 /// What we say: whether some node could take the pod.
-async fn we_say(world: &World, pod: &Pod) -> bool {
+async fn we_say(world: &Cluster, pod: &Pod) -> bool {
     let nodes = Api::<Node>::all(world.client.clone()).list(&ListParams::default()).await.unwrap().items;
     let pods = Api::<Pod>::all(world.client.clone()).list(&ListParams::default()).await.unwrap().items;
     let pods: Vec<PodFact> = pods.iter().map(PodFact::of).collect();
@@ -107,7 +107,7 @@ async fn we_say(world: &World, pod: &Pod) -> bool {
 }
 
 /// What the scheduler says.
-async fn it_says(world: &World, name: &str) -> bool {
+async fn it_says(world: &Cluster, name: &str) -> bool {
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
     let verdict = |pod: Option<&Pod>| {
         let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
@@ -119,7 +119,7 @@ async fn it_says(world: &World, name: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_scheduler_says_the_same_of_which_pods_fit_nowhere() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     for (name, group, disks) in [("n1", "a", "1"), ("n2", "b", "2"), ("n3", "c", "4")] {
         world.machine(name, group, Habit::Good).await;
         label(&world, name, json!({"group": group, "disks": disks})).await;

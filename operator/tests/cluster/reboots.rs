@@ -2,7 +2,7 @@
 //! that were broken before.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::{CORDONED_BY_ANNOTATION, Goal, NodeUpdate, UpdatePolicy, WaitReason};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -22,7 +22,7 @@ fn only(node: &str, more: serde_json::Value) -> serde_json::Value {
     spec
 }
 
-async fn blames_nobody(world: &World, policy: &str) {
+async fn blames_nobody(world: &Cluster, policy: &str) {
     let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
     let status = policies.get(policy).await.unwrap().status.unwrap_or_default();
     assert!(status.failures.is_empty() && status.blocked.is_empty(), "{status:?}");
@@ -45,7 +45,7 @@ spec:
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_word_of_the_old_boot_counts_neither_for_health_nor_for_the_soak() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     // The kubelet of the new boot comes to its pods three seconds after it said that the node is Ready. That flipped
     // never: the machine was back before the node lifecycle controller noticed.
     world.machine("n1", "a", Habit::SlowPods).await;
@@ -73,7 +73,7 @@ async fn the_word_of_the_old_boot_counts_neither_for_health_nor_for_the_soak() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_set_that_was_broken_before_is_not_blamed_on_the_release() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     // Nothing of it will ever be ready: its pods wait for a scheduler that there is none of.
     let broken = LOGS.replace("containers:", "schedulerName: nobody, containers:");
@@ -86,7 +86,7 @@ async fn a_daemon_set_that_was_broken_before_is_not_blamed_on_the_release() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_set_that_breaks_while_its_node_is_drained_is_waited_for_and_not_blamed_on_the_release() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(LOGS).await.unwrap();
     world.until_ready_on("logs", "n1").await;
@@ -114,7 +114,7 @@ async fn a_daemon_set_that_breaks_while_its_node_is_drained_is_waited_for_and_no
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_is_slow_to_come_back_is_an_alarm_and_blames_nobody() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::SlowSelfTest).await;
     let _operator = world.operator("first").await;
     world.policy("workers", json!({"health": {"nodeReadyTimeout": "60s"}})).await;
@@ -129,7 +129,7 @@ async fn a_machine_that_is_slow_to_come_back_is_an_alarm_and_blames_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_deleted_while_it_reboots_is_carried_on_with() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::SlowBoot).await;
     world.machine("n2", "b", Habit::SlowBoot).await;
     let nodes: Api<Node> = Api::all(world.client.clone());
@@ -175,7 +175,7 @@ async fn a_node_that_is_deleted_while_it_reboots_is_carried_on_with() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_of_etcd_on_nodes_of_their_own_go_one_at_a_time() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     let nodes: Api<Node> = Api::all(world.client.clone());
     for (node, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
         world.machine(node, zone, Habit::SlowBoot).await;

@@ -1,14 +1,14 @@
 //! Repositories that are down, tampered with or expired: nothing is staged from them, and policy and node say why.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::{UpdatePolicy, WaitReason, conditions};
 use bascule_image::release::manifest::Kubernetes;
 use bascule_tests::https::Fault;
 use kube::Api;
 use serde_json::json;
 
-async fn until_unhealthy(world: &World, reason: &str) {
+async fn until_unhealthy(world: &Cluster, reason: &str) {
     let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
     let says = |policy: Option<&UpdatePolicy>| {
         let conditions = policy.and_then(|policy| policy.status.as_ref()).map(|status| status.conditions.clone());
@@ -20,7 +20,7 @@ async fn until_unhealthy(world: &World, reason: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repository_that_is_down_tampered_with_or_expired_moves_nothing_and_is_named() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.server.misbehave("timestamp.json", Fault::Status(503));
     let _operator = world.operator("first").await;
@@ -46,7 +46,7 @@ async fn a_repository_that_is_down_tampered_with_or_expired_moves_nothing_and_is
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_whose_kubelet_is_newer_than_the_api_server_waits_before_the_disruption() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let brings = |kubelet: &str| Kubernetes { kubelet: kubelet.parse().unwrap(), api_server: false };
     world.vendor.publish_with("1.2", Some("1.1"), |manifest| manifest.kubernetes = Some(brings("v1.99.0")));

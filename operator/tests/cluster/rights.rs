@@ -2,7 +2,7 @@
 //! attacker would use.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_tests::bascule::OPERATOR;
 use bascule_tests::rights::{Granted, OPERATOR_ELSEWHERE};
 use kube::Api;
@@ -19,7 +19,7 @@ rules: [{apiGroups: [policy], resources: [poddisruptionbudgets], verbs: [list]}]
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operator_has_the_rights_that_it_uses() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     for (node, zone) in [("n1", "a"), ("n2", "b")] {
         world.machine(node, zone, Habit::Good).await;
     }

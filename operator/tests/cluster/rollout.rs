@@ -2,7 +2,7 @@
 
 use crate::agent::Habit;
 use crate::reboots::LOGS;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::conditions::{ACTIVE, is_true};
 use bascule_api::{CORDONED_BY_ANNOTATION, Freeze, NodeUpdate, Rollback, UpdatePolicy, WaitReason};
 use bascule_tests::bascule::OPERATOR;
@@ -22,7 +22,7 @@ fn untouched(node: &Node) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_node_is_updated_and_the_workload_stays_available() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     for (node, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
         world.machine(node, zone, Habit::Good).await;
     }
@@ -89,7 +89,7 @@ async fn every_node_is_updated_and_the_workload_stays_available() {
 }
 
 /// The columns of `kubectl get`, from STATE on, without the age.
-fn state_and_reason(world: &World, node: &str) -> String {
+fn state_and_reason(world: &Cluster, node: &str) -> String {
     let output = world.control_plane.kubectl().args(["get", "nodeupdates", node]).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     let mut lines = said.lines();
@@ -100,7 +100,7 @@ fn state_and_reason(world: &World, node: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kured_1409_suc_341_a_freeze_holds_and_an_admins_cordon_is_kept() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     for (node, zone) in [("n1", "a"), ("n2", "b")] {
         world.machine(node, zone, Habit::Good).await;
     }
@@ -155,7 +155,7 @@ async fn kured_1409_suc_341_a_freeze_holds_and_an_admins_cordon_is_kept() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_that_fails_is_blocked_and_no_node_is_drained_for_it_again() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Fails).await;
     world.machine("n2", "b", Habit::Fails).await;
     let _operator = world.operator("first").await;
@@ -200,7 +200,7 @@ async fn a_release_that_fails_is_blocked_and_no_node_is_drained_for_it_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_tries_again_once_for_each_word_of_a_person() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Fails).await;
     let _operator = world.operator("first").await;
     world.policy("workers", json!({"failureThreshold": 5})).await;
@@ -231,7 +231,7 @@ async fn a_node_tries_again_once_for_each_word_of_a_person() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_policy_starts_no_rollback_of_its_own() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::PodsCrash).await;
     world.control_plane.apply(LOGS).await.unwrap();

@@ -2,7 +2,7 @@
 
 use crate::agent::Habit;
 use crate::proxy::Proxy;
-use crate::world::{PATIENCE, World};
+use crate::world::{Cluster, PATIENCE};
 use bascule_api::{UpdatePolicy, conditions};
 use bascule_operator::{clock::Clock, run::run, settings::Settings};
 use bascule_tests::bascule;
@@ -200,7 +200,7 @@ async fn what_the_operator_may_not_do_and_admission_that_holds_nobody_are_named_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_that_no_longer_holds_everybody_stops_whoever_comes_to_lead() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let first = world.operator("first").await;
     world.eventually("the first leads", async || leads(&first.listen).await).await;
@@ -245,7 +245,7 @@ subjects: [{kind: ServiceAccount, name: bascule-operator, namespace: bascule-sys
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_installations_only_the_older_acts() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(SECOND).await.unwrap();
     let older = world.operator("older").await;

@@ -4,7 +4,7 @@
 use crate::agent::Habit;
 use crate::drain::{hanging_in, let_go};
 use crate::proxy::Proxy;
-use crate::world::World;
+use crate::world::Cluster;
 use bascule_api::{DisruptionOutcome, Freeze, NodeUpdate, WaitReason};
 use bascule_tests::workload::Guard;
 use chrono::TimeDelta;
@@ -14,7 +14,7 @@ use kube::api::{ListParams, PostParams};
 use serde_json::json;
 
 /// Each node was granted exactly once, and is left as it was.
-async fn nothing_was_repeated(world: &World) {
+async fn nothing_was_repeated(world: &Cluster) {
     let updates: Api<NodeUpdate> = Api::all(world.client.clone());
     for update in updates.list(&ListParams::default()).await.unwrap() {
         let grant = update.spec.grant.as_ref().map(|grant| grant.generation);
@@ -28,7 +28,7 @@ async fn nothing_was_repeated(world: &World) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_api_server_with_conflicts_lost_answers_410_and_dropped_watches_costs_only_time() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     for (node, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
         world.machine(node, zone, Habit::Good).await;
     }
@@ -50,7 +50,7 @@ async fn a_slow_api_server_with_conflicts_lost_answers_410_and_dropped_watches_c
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clocks_that_differ_by_years_stop_nobody() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     // What this machine says of times is ten years ahead of the operator.
     world.machine("n1", "a", Habit::ClockAhead).await;
     world.machine("n2", "b", Habit::Good).await;
@@ -71,7 +71,7 @@ const WRONG: TimeDelta = TimeDelta::minutes(8);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_whose_clock_is_ahead_takes_no_pod_that_is_ending_for_one_that_never_will() {
-    let world = hanging_in(World::new().await).await;
+    let world = hanging_in(Cluster::new().await).await;
     let operator = world.operator_ahead("first", WRONG).await;
     world.policy("workers", json!({"drain": {"timeout": "10s"}})).await;
     // The pod was asked to go and is given its time. By the operator's own clock that was over long ago, so that the node would
@@ -101,7 +101,7 @@ async fn an_operator_whose_clock_is_ahead_takes_no_pod_that_is_ending_for_one_th
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_whose_clock_is_behind_ends_a_freeze_when_it_is_over() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let freeze = json!({"metadata": {"name": "short"}, "spec": {"reason": "a test", "duration": "5s"}});
     let freeze: Freeze = serde_json::from_value(freeze).unwrap();
@@ -115,7 +115,7 @@ async fn an_operator_whose_clock_is_behind_ends_a_freeze_when_it_is_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_changes_hands_under_load_and_nothing_is_repeated() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     let nodes = ["n1", "n2", "n3", "n4", "n5", "n6"];
     for (index, node) in nodes.iter().enumerate() {
         world.machine(node, ["a", "b", "c"][index % 3], Habit::Good).await;
@@ -158,7 +158,7 @@ async fn leadership_changes_hands_under_load_and_nothing_is_repeated() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cordon_that_a_webhook_denies_is_told_in_its_words_and_the_place_goes_to_the_next_node() {
     const WORDS: &str = "admission webhook \"cordons.example.com\" denied the request: not before the audit";
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     for (node, zone) in [("n1", "a"), ("n2", "b")] {
         world.machine(node, zone, Habit::Good).await;
     }

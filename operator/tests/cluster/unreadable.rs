@@ -1,6 +1,6 @@
 //! What another version wrote: an object that this operator does not understand hides no other, and nothing is done to its node.
 
-use crate::{agent::Habit, world::World};
+use crate::{agent::Habit, world::Cluster};
 use bascule_api::{NodeUpdate, WaitReason};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
@@ -8,7 +8,7 @@ use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 /// The definition of a version with a failure and a reason more.
-async fn newer_definition(world: &World) {
+async fn newer_definition(world: &Cluster) {
     let definitions: Api<CustomResourceDefinition> = Api::all(world.client.clone());
     let name = "nodeupdates.bascule.dev";
     let mut newer = serde_json::to_value(definitions.get(name).await.unwrap()).unwrap();
@@ -22,16 +22,16 @@ async fn newer_definition(world: &World) {
 }
 
 /// NodeUpdates as they are, understood or not.
-fn updates(world: &World) -> Api<DynamicObject> {
+fn updates(world: &Cluster) -> Api<DynamicObject> {
     Api::all_with(world.client.clone(), &ApiResource::erase::<NodeUpdate>(&()))
 }
 
-async fn seen(world: &World, node: &str) -> Value {
+async fn seen(world: &Cluster, node: &str) -> Value {
     updates(world).get(node).await.unwrap().data
 }
 
 /// Writes a part of a status, as soon as the API server knows the newer definition.
-async fn write(world: &World, node: &str, status: Value) {
+async fn write(world: &Cluster, node: &str, status: Value) {
     let change = Patch::Merge(json!({"status": status}));
     let taken = async || updates(world).patch_status(node, &PatchParams::default(), &change).await.is_ok();
     world.eventually("the newer definition is served", taken).await;
@@ -44,7 +44,7 @@ async fn told(listen: &str, path: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_update_that_a_newer_version_wrote_holds_its_node_and_nobody_else() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     for (node, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
         world.machine(node, zone, Habit::Good).await;
     }

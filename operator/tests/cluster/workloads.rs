@@ -3,7 +3,7 @@
 
 use crate::agent::Habit;
 use crate::audit_log;
-use crate::world::{Operator, World};
+use crate::world::{Cluster, Operator};
 use bascule_api::{DisruptionOutcome, NodeUpdate, Rollback, WaitReason};
 use bascule_operator::gather::EXCLUDE_LABEL;
 use bascule_tests::control_plane::Binaries;
@@ -48,7 +48,7 @@ spec: {{minAvailable: 1, selector: {{matchLabels: {{app: {name}}}}}}}
     )
 }
 
-impl World {
+impl Cluster {
     /// Starts a build that asks not to be disrupted; the name of its pod once it runs.
     pub async fn a_build_runs(&self) -> String {
         self.control_plane.apply(BUILD).await.unwrap();
@@ -98,7 +98,7 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_tolerates_the_cordon_is_evicted_once_and_lets_its_node_go() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let pinned = "nodeSelector: {kubernetes.io/hostname: n1}\n      tolerations: [{operator: Exists}]";
     let stubborn = one_pod("stubborn", pinned);
@@ -116,7 +116,7 @@ async fn a_pod_that_tolerates_the_cordon_is_evicted_once_and_lets_its_node_go() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_replica_under_a_budget_is_deleted_after_the_timeout_where_the_policy_says_so() {
     audit_log::keep();
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let apps = ["single", "lone"];
     for app in apps {
@@ -155,7 +155,7 @@ async fn a_single_replica_under_a_budget_is_deleted_after_the_timeout_where_the_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_budget_that_opens_only_after_the_cordon_is_given_time_where_its_annotation_says_so() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.starts(&one_pod("db", ""), "db").await;
     let _operator = world.operator("first").await;
@@ -170,7 +170,7 @@ async fn a_budget_that_opens_only_after_the_cordon_is_given_time_where_its_annot
     world.until_message("n1", WaitReason::DrainBackoff, "did not open within 2s of the cordon").await;
     world.until_node("n1", "uncordoned", |node| !cordoned(node)).await;
 
-    let mut second = World::new().await;
+    let mut second = Cluster::new().await;
     second.machine("n1", "a", Habit::Good).await;
     second.starts(&one_pod("db", ""), "db").await;
     second.shop(2).await;
@@ -211,8 +211,8 @@ spec:
 "#;
 
 /// One node, and on it a build; the world, its operator, and the build's pod.
-async fn a_drain_waits_for_a_build() -> (World, Operator, String) {
-    let mut world = World::new().await;
+async fn a_drain_waits_for_a_build() -> (Cluster, Operator, String) {
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let build = world.a_build_runs().await;
     let operator = world.operator("first").await;
@@ -246,7 +246,7 @@ spec: {containers: [{name: c, image: example.invalid/c}]}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rules_say_who_is_waited_for_who_stays_and_who_goes_last() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     for (app, manifest) in [
         ("web", workload::deployment("web", 1)),
@@ -337,7 +337,7 @@ spec: {minAvailable: 1, selector: {matchLabels: {app.kubernetes.io/name: bascule
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_one_node_is_updated_with_the_operator_on_it() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(OPERATOR).await.unwrap();
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "bascule-system");
@@ -356,7 +356,7 @@ async fn a_cluster_of_one_node_is_updated_with_the_operator_on_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_two_nodes_is_updated_with_a_replica_of_the_operator_on_each() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
     let spread = "topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, \
@@ -386,7 +386,7 @@ async fn a_cluster_of_two_nodes_is_updated_with_a_replica_of_the_operator_on_eac
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_uncordon_by_a_person_ends_the_drain_and_is_told() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.a_build_runs().await;
     let _operator = world.operator("first").await;
@@ -407,7 +407,7 @@ async fn an_uncordon_by_a_person_ends_the_drain_and_is_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollback_that_names_a_cordoned_node_takes_it_and_leaves_it_cordoned() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let _operator = world.operator("first").await;
     world.policy("workers", json!({"drain": {"loadBalancerDelay": "3s"}})).await;
@@ -434,7 +434,7 @@ async fn a_rollback_that_names_a_cordoned_node_takes_it_and_leaves_it_cordoned()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reboot_waits_for_volumes_to_be_detached_and_autoscalers_leave_the_node_alone_meanwhile() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let attachment = "
 apiVersion: storage.k8s.io/v1
@@ -518,7 +518,7 @@ spec: {{attacher: csi.example.com, nodeName: {node}, source: {{persistentVolumeN
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_what_the_drain_lets_go_of_is_waited_for_until_it_is_detached() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     for app in ["db", "cache"] {
         world.control_plane.apply(&with_a_volume(app)).await.unwrap();
@@ -567,7 +567,7 @@ async fn only_what_the_drain_lets_go_of_is_waited_for_until_it_is_detached() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_an_autoscaler_removes_is_not_begun() {
-    let mut world = World::new().await;
+    let mut world = Cluster::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let nodes: Api<Node> = Api::all(world.client.clone());
     let taints = |taints: serde_json::Value| json!({"spec": {"taints": taints}});

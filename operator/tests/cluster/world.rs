@@ -7,7 +7,7 @@ use bascule_operator::{clock::Clock, run::run, settings::Settings};
 use bascule_tests::bascule;
 use bascule_tests::control_plane::{ControlPlane, Options};
 use bascule_tests::https::HttpsServer;
-use bascule_tests::kubelet::Machine;
+use bascule_tests::kubelet::KubeletHost;
 use bascule_tests::vendor::Vendor;
 use bascule_tests::workload;
 use chrono::TimeDelta;
@@ -38,7 +38,7 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: bascule-
 subjects: [{kind: ServiceAccount, name: bascule-operator, namespace: bascule-system}]
 ";
 
-pub struct World {
+pub struct Cluster {
     pub control_plane: ControlPlane,
     pub client: Client,
     /// Signs what the server shows.
@@ -75,7 +75,7 @@ impl Operator {
     }
 }
 
-impl World {
+impl Cluster {
     /// A cluster with the manifests, and a repository with releases 1.0 and 1.1 that is valid now.
     pub async fn new() -> Self {
         Self::installed(async |control_plane, vendor| {
@@ -101,7 +101,7 @@ impl World {
     /// Adds a machine that runs 1.0, and waits until pods are placed on it. Where its Node is there already, it is left with
     /// the labels that it has.
     pub async fn machine(&mut self, node: &str, zone: &str, habit: Habit) {
-        let mut machine = Machine::named(node, zone);
+        let mut machine = KubeletHost::named(node, zone);
         machine.labels.insert("role".to_owned(), "worker".to_owned());
         let kubelet = self.control_plane.kubelet(node).unwrap().client().await.unwrap();
         let run = agent::run(kubelet.clone(), kubelet, machine, "1.0", habit);
@@ -334,7 +334,7 @@ fn ahead(by: TimeDelta) -> Clock {
     Clock::from_fn(move || right.now() + by)
 }
 
-impl Drop for World {
+impl Drop for Cluster {
     fn drop(&mut self) {
         for machine in self.machines.values() {
             machine.abort();

@@ -8,7 +8,7 @@ use bascule_os_image::{Store, ensure_qemu};
 
 use crate::container_os::{self, Containers};
 use crate::install::{self, Boot, StateFile};
-use crate::machine::{Drive, MEMORY_MIB, Machine, Parts};
+use crate::machine::{Drive, MEMORY_MIB, Parts, VirtualMachine};
 use crate::reference::{self, AgentOf, Edition, PRODUCT, Programs};
 use crate::release::Release;
 use crate::vendor::{self, ReferenceVendor};
@@ -121,7 +121,13 @@ impl Lab {
     ///
     /// # Errors
     /// When its disk can't be written.
-    pub fn host(&self, name: &str, release: &Release, state: &[StateFile], ports: &[u16]) -> anyhow::Result<Machine> {
+    pub fn host(
+        &self,
+        name: &str,
+        release: &Release,
+        state: &[StateFile],
+        ports: &[u16],
+    ) -> anyhow::Result<VirtualMachine> {
         self.host_of(name, release, state, ports, &Setup::default())
     }
 
@@ -136,7 +142,7 @@ impl Lab {
         state: &[StateFile],
         ports: &[u16],
         setup: &Setup,
-    ) -> anyhow::Result<Machine> {
+    ) -> anyhow::Result<VirtualMachine> {
         let number = self.machines.fetch_add(1, Ordering::Relaxed);
         let folder = self.places.folder.join(format!("{number:02}-{name}"));
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -148,7 +154,7 @@ impl Lab {
         }
         let (name, ports, relay) = (name.to_owned(), ports.to_vec(), self.relay.clone());
         let Setup { memory_mib, secure_boot, drive, .. } = *setup;
-        Machine::new(Parts { name, disk, drive, second_disk, secure_boot, memory_mib, ports, folder, relay })
+        VirtualMachine::new(Parts { name, disk, drive, second_disk, secure_boot, memory_mib, ports, folder, relay })
     }
 
     /// Where logs and disks of this run lie.

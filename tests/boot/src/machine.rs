@@ -86,7 +86,7 @@ pub struct Parts {
 
 /// A machine, on or off. Dropping it switches it off.
 #[derive(Debug)]
-pub struct Machine {
+pub struct VirtualMachine {
     parts: Parts,
     disk: Disk,
     console: Console,
@@ -102,7 +102,7 @@ struct Running {
     _drive: Server,
 }
 
-impl Machine {
+impl VirtualMachine {
     /// A machine that is off.
     ///
     /// # Errors
@@ -212,7 +212,7 @@ impl Machine {
         Qmp::connect(&self.sockets.path().join("qmp")).await?.set_link(plugged).await
     }
 
-    /// A place in what the second serial line said, for [`Machine::wait_until_up`].
+    /// A place in what the second serial line said, for [`VirtualMachine::wait_until_up`].
     #[must_use]
     pub fn now(&self) -> usize {
         self.shell.now()

@@ -23,7 +23,7 @@ pub use static_pods::StaticPod;
 
 /// What a kubelet tells about its machine, and how fast it is.
 #[derive(Debug, Clone)]
-pub struct Machine {
+pub struct KubeletHost {
     /// The node's name.
     pub node: String,
     /// Labels set at registration. NodeRestriction refuses `node-role.kubernetes.io/*` from a kubelet, as it should.
@@ -50,7 +50,7 @@ pub struct Machine {
     pub static_pods: Vec<StaticPod>,
 }
 
-impl Machine {
+impl KubeletHost {
     /// A machine of ordinary speed for tests: everything within a second.
     #[must_use]
     pub fn named(node: &str, zone: &str) -> Self {
@@ -104,10 +104,10 @@ impl std::fmt::Debug for Kubelet {
 }
 
 impl Kubelet {
-    /// Starts it; returns at once, [`Machine::ready_after`] and the API server decide when the node is Ready. `client`
+    /// Starts it; returns at once, [`KubeletHost::ready_after`] and the API server decide when the node is Ready. `client`
     /// is the node's own identity. Requests that fail are tried again until it is stopped.
     #[must_use]
-    pub fn start(client: Client, machine: Machine, health: Health, runtime: Arc<dyn Runtime>) -> Self {
+    pub fn start(client: Client, machine: KubeletHost, health: Health, runtime: Arc<dyn Runtime>) -> Self {
         let (sender, receiver) = watch::channel(health);
         let machine = Arc::new(machine);
         let (node, containers) = (machine.node.clone(), Arc::clone(&runtime));

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::{Health, Machine};
+use super::{Health, KubeletHost};
 use crate::clock;
 
 /// Between two attempts at a request that failed.
 pub(super) const RETRY: Duration = Duration::from_millis(500);
 
 /// Makes the Node object unless it is there; a node that comes back from a reboot finds its own.
-pub(super) async fn register(client: &Client, machine: &Machine) {
+pub(super) async fn register(client: &Client, machine: &KubeletHost) {
     let nodes: Api<Node> = Api::all(client.clone());
     let object = json!({
         "apiVersion": "v1",
@@ -39,7 +39,7 @@ pub(super) async fn register(client: &Client, machine: &Machine) {
 }
 
 /// Reports status and renews the lease until cancelled; at once when the health changes.
-pub(super) async fn keep_reporting(client: Client, machine: Arc<Machine>, mut health: watch::Receiver<Health>) {
+pub(super) async fn keep_reporting(client: Client, machine: Arc<KubeletHost>, mut health: watch::Receiver<Health>) {
     let nodes: Api<Node> = Api::all(client.clone());
     let leases: Api<Lease> = Api::namespaced(client, "kube-node-lease");
     let ready_at = Instant::now() + machine.ready_after;
@@ -83,14 +83,14 @@ pub(super) async fn keep_reporting(client: Client, machine: Arc<Machine>, mut he
 
 /// A kubelet does not make its Node again by itself while it runs; a deleted Node comes back with its next start. The
 /// stand-in only waits.
-async fn register_again(nodes: &Api<Node>, machine: &Machine) {
+async fn register_again(nodes: &Api<Node>, machine: &KubeletHost) {
     tracing::info!(node = machine.node, "the Node object is gone; this kubelet waits for it to come back");
     while nodes.get_opt(&machine.node).await.is_ok_and(|node| node.is_none()) {
         sleep(RETRY).await;
     }
 }
 
-async fn renew(leases: &Api<Lease>, machine: &Machine) -> kube::Result<()> {
+async fn renew(leases: &Api<Lease>, machine: &KubeletHost) -> kube::Result<()> {
     let spec = json!({
         "holderIdentity": machine.node,
         "leaseDurationSeconds": 40,
@@ -110,7 +110,7 @@ async fn renew(leases: &Api<Lease>, machine: &Machine) -> kube::Result<()> {
     }
 }
 
-fn status(machine: &Machine, ready: bool, since: &str) -> Value {
+fn status(machine: &KubeletHost, ready: bool, since: &str) -> Value {
     let heartbeat = clock::seconds();
     let condition = |kind: &str, holds: bool, reason: &str, message: &str| {
         json!({

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 use super::node::RETRY;
 use super::static_pods::MIRROR;
-use super::{Health, Machine, Runtime};
+use super::{Health, KubeletHost, Runtime};
 use crate::clock;
 use crate::control_plane::request_pod_token;
 
@@ -47,7 +47,7 @@ fn next(pod: &Pod, doing: Option<Doing>) -> Option<Doing> {
 /// Runs the node's pods until cancelled.
 pub(super) async fn keep_running(
     client: Client,
-    machine: Arc<Machine>,
+    machine: Arc<KubeletHost>,
     health: watch::Receiver<Health>,
     runtime: Arc<dyn Runtime>,
 ) {
@@ -100,7 +100,7 @@ pub(super) async fn keep_running(
 /// What it takes to change one pod.
 struct Hands {
     client: Client,
-    machine: Arc<Machine>,
+    machine: Arc<KubeletHost>,
     health: watch::Receiver<Health>,
     runtime: Arc<dyn Runtime>,
 }

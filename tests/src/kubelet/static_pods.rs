@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::Machine;
+use super::KubeletHost;
 use super::node::RETRY;
 use crate::clock;
 
@@ -30,11 +30,11 @@ pub struct StaticPod {
 }
 
 /// Shows all static pods of a machine until cancelled.
-pub(super) async fn keep_showing(client: Client, machine: Arc<Machine>) {
+pub(super) async fn keep_showing(client: Client, machine: Arc<KubeletHost>) {
     join_all(machine.static_pods.iter().map(|pod| keep_one(&client, &machine, pod.clone()))).await;
 }
 
-async fn keep_one(client: &Client, machine: &Machine, mut pod: StaticPod) {
+async fn keep_one(client: &Client, machine: &KubeletHost, mut pod: StaticPod) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let name = format!("{}-{}", pod.component, machine.node);
     loop {
@@ -59,7 +59,7 @@ async fn keep_one(client: &Client, machine: &Machine, mut pod: StaticPod) {
 }
 
 /// NodeRestriction takes a mirror pod from a kubelet only if it belongs to the kubelet's own Node.
-async fn create(client: &Client, pods: &Api<Pod>, machine: &Machine, pod: &StaticPod) -> kube::Result<()> {
+async fn create(client: &Client, pods: &Api<Pod>, machine: &KubeletHost, pod: &StaticPod) -> kube::Result<()> {
     let node = Api::<Node>::all(client.clone()).get(&machine.node).await?;
     let object = mirror(&machine.node, &node.uid().unwrap_or_default(), &pod.component);
     let object = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;

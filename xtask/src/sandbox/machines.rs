@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bascule_sim::machine::{Command, MachineConfig, MachineView, Power};
 use bascule_tests::control_plane::{Credentials, Plane};
-use bascule_tests::kubelet::{Health, Kubelet, Machine, Runtime};
+use bascule_tests::kubelet::{Health, Kubelet, KubeletHost, Runtime};
 use bascule_tests::supervise::Supervised;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -182,7 +182,7 @@ impl Life {
             }
             if let Some(system) = wanted {
                 let health = if system.becomes_ready { Health::Good } else { Health::NeverReady };
-                let mut machine = Machine::named(&self.seat.node, &self.seat.zone);
+                let mut machine = KubeletHost::named(&self.seat.node, &self.seat.zone);
                 machine.boot_id.clone_from(&system.boot_id);
                 machine.os_image = format!("Bascule reference OS {}", system.version);
                 machine.labels.insert(SANDBOX_LABEL.to_owned(), "true".to_owned());

@@ -129,7 +129,7 @@ enum End {
 
 /// The machine.
 #[derive(Debug)]
-pub struct Machine {
+pub struct SandboxMachine {
     config: MachineConfig,
     files: Files,
     hardware: Hardware,
@@ -138,7 +138,7 @@ pub struct Machine {
     commands: mpsc::Receiver<Command>,
 }
 
-impl Machine {
+impl SandboxMachine {
     /// Opens disk and directory. Hand `view` and the sender of `commands` to [`super::socket::serve`].
     pub fn open(config: MachineConfig, commands: mpsc::Receiver<Command>) -> anyhow::Result<Self> {
         let files = Files::of(&config.directory);

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use tokio::sync::mpsc;
 
-use super::process::{Files, Machine, read_json};
+use super::process::{Files, SandboxMachine, read_json};
 use super::{MachineConfig, socket};
 
 /// Commands that wait to be taken; a machine that is in its firmware takes one at once.
@@ -20,7 +20,7 @@ pub async fn run(config: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make {}", config.directory.display()))?;
     let path = Files::of(&config.directory).socket();
     let (sender, commands) = mpsc::channel(WAITING);
-    let machine = Machine::open(config, commands)?;
+    let machine = SandboxMachine::open(config, commands)?;
     let view = machine.view();
     tokio::select! {
         ended = machine.run() => ended,

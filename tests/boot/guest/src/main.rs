@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bascule_os_image::Fault;
-use bascule_tests::kubelet::{Health, Kubelet, Machine, NoContainers};
+use bascule_tests::kubelet::{Health, Kubelet, KubeletHost, NoContainers};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
 use tokio::io::copy_bidirectional;
@@ -82,7 +82,7 @@ async fn run() -> anyhow::Result<()> {
     let client = kube::Client::try_from(config)?;
     let kernel =
         |name: &str| fs::read_to_string(Path::new("/proc/sys/kernel").join(name)).context("reading the kernel's facts");
-    let mut machine = Machine::named(&settings.node, &settings.zone);
+    let mut machine = KubeletHost::named(&settings.node, &settings.zone);
     machine.boot_id = kernel("random/boot_id")?.trim().to_owned();
     machine.kernel_version = kernel("osrelease")?.trim().to_owned();
     machine.os_image = release

@@ -17,7 +17,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{BOOT, STAGE, Stage, TRIAL, committed, failed, runs};
 use crate::disk::{Access, Cut, Loss};
-use crate::machine::Machine;
+use crate::machine::VirtualMachine;
 use crate::offline;
 use crate::release::Release;
 
@@ -141,7 +141,7 @@ pub async fn run(
 }
 
 /// A cut costs one boot and no more, and while a release is only staged, that boot is the old release's.
-async fn up_at_once(machine: &Machine, plan: &Plan, from: usize, old: &Release) -> anyhow::Result<()> {
+async fn up_at_once(machine: &VirtualMachine, plan: &Plan, from: usize, old: &Release) -> anyhow::Result<()> {
     let boots = machine.boots(from);
     ensure!(boots == 1, "{boots} kernels were started after the cut before one came up: {plan}");
     if plan.phase == Phase::Stage {
@@ -155,7 +155,7 @@ async fn up_at_once(machine: &Machine, plan: &Plan, from: usize, old: &Release) 
 /// Waits for the phase, arms the cut, and waits until the power is gone. Returns what had been asked of the disk by then.
 async fn cut(
     stage: Stage<'_>,
-    machine: &mut Machine,
+    machine: &mut VirtualMachine,
     plan: &Plan,
     boots_from: usize,
     new: &Release,
@@ -222,7 +222,7 @@ async fn cut(
     Ok(format!("{how} ({writes} writes and {reads} reads on the whole disk since the phase began)"))
 }
 
-fn part(machine: &Machine, number: u32) -> anyhow::Result<Range<u64>> {
+fn part(machine: &VirtualMachine, number: u32) -> anyhow::Result<Range<u64>> {
     let medium = Medium::open_file(machine.disk().path()).context("opening the disk")?;
     let part = Table::read(&medium).context("reading the table")?.part(number)?;
     Ok(part.offset()..part.offset() + part.length())

@@ -26,7 +26,7 @@ use super::kubelet::{MEMORY_MIB, ready, symptoms};
 use super::{BOOT, STAGE, TRIAL, committed};
 use crate::container_os;
 use crate::lab::{Lab, Setup};
-use crate::machine::Machine;
+use crate::machine::VirtualMachine;
 use crate::offline;
 use crate::older::Older;
 use crate::release::Release;
@@ -119,7 +119,7 @@ const SYMPTOMS: &str = "kubectl get nodes,nodeupdates,updatepolicies,pods -A -o 
 
 async fn play(
     site: &Site,
-    machines: &[Machine],
+    machines: &[VirtualMachine],
     names: [&'static str; 2],
     new: &Release,
     meanwhile: impl Future<Output = anyhow::Result<()>>,
@@ -150,7 +150,7 @@ async fn play(
         ensure!(logs_without_error(machine).await? > 1, "the pods on {} said nothing", machine.name());
     }
 
-    let before: Vec<usize> = machines.iter().map(Machine::now).collect();
+    let before: Vec<usize> = machines.iter().map(VirtualMachine::now).collect();
     site.follows("go").await?;
     let updated = async |name: &str| -> anyhow::Result<u64> {
         let for_good = |update: &NodeUpdate| update.status.as_ref().is_some_and(|status| committed(status, new));
@@ -247,7 +247,7 @@ async fn words_of_a_program_for_another_machine(site: &Site, node: &str) -> anyh
 
 /// Reads what the pods of Bascule said that are or were on a machine, from the installation on: one that is evicted takes its log along,
 /// and another name of it is kept (`bascule-test-logs.service`). Returns how many lines.
-async fn logs_without_error(machine: &Machine) -> anyhow::Result<usize> {
+async fn logs_without_error(machine: &VirtualMachine) -> anyhow::Result<usize> {
     const READ: &str = "cat /var/log/bascule-test-pods/bascule-*/*/*.log 2>/dev/null || true";
     let said = machine.run(READ, BOOT).await?;
     let bad = |line: &&str| line.contains("ERROR") || line.contains("panicked");

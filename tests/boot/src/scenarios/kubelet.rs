@@ -25,7 +25,7 @@ use super::{BOOT, STAGE, Stage, TRIAL, committed, runs};
 use crate::disk::Loss;
 use crate::install::StateFile;
 use crate::lab::Setup;
-use crate::machine::Machine;
+use crate::machine::VirtualMachine;
 use crate::offline;
 use crate::release::Release;
 use crate::say;
@@ -70,8 +70,8 @@ pub async fn run<'a>(
 /// Everything between the first boot and the last look.
 async fn play<'a>(
     stage: Stage<'_>,
-    node: &Machine,
-    elsewhere: &Machine,
+    node: &VirtualMachine,
+    elsewhere: &VirtualMachine,
     old: &Release,
     new: impl Future<Output = anyhow::Result<&'a Release>>,
 ) -> anyhow::Result<&'a Release> {
@@ -167,7 +167,7 @@ async fn play<'a>(
 }
 
 /// A host with the kubelet's settings on its state partition, switched on.
-fn host(stage: Stage<'_>, name: &str, release: &Release) -> anyhow::Result<Machine> {
+fn host(stage: Stage<'_>, name: &str, release: &Release) -> anyhow::Result<VirtualMachine> {
     let mut state = stage.cluster.state_of(name)?;
     let path = "lib/bascule-test/kubelet.env".to_owned();
     state.push(StateFile { path, content: format!("NODE={name}\n"), mode: 0o644 });
@@ -179,7 +179,7 @@ fn host(stage: Stage<'_>, name: &str, release: &Release) -> anyhow::Result<Machi
 
 /// Waits until the system that started after `from` is up and its kubelet says so, under the boot id that the kernel itself
 /// gives. Returns that boot id.
-pub(super) async fn ready(client: &Client, machine: &Machine, from: usize) -> anyhow::Result<String> {
+pub(super) async fn ready(client: &Client, machine: &VirtualMachine, from: usize) -> anyhow::Result<String> {
     let began = Instant::now();
     machine.wait_until_up(from, BOOT).await?;
     let boot = machine.run("cat /proc/sys/kernel/random/boot_id", BOOT).await?.trim().to_owned();
@@ -199,7 +199,7 @@ pub(super) async fn ready(client: &Client, machine: &Machine, from: usize) -> an
 }
 
 /// Looks into a machine whether containerd runs exactly the containers that the API says are there.
-async fn has_processes(machine: &Machine, pods: &[&Running]) -> anyhow::Result<()> {
+async fn has_processes(machine: &VirtualMachine, pods: &[&Running]) -> anyhow::Result<()> {
     // The third column of containerd's list is the state; each pod has a second task, its sandbox.
     const LIST: &str = "ctr --namespace k8s.io task ls";
     let listed = machine.run(LIST, BOOT).await?;
@@ -232,7 +232,7 @@ async fn show(stage: Stage<'_>, what: &str, arguments: &[&str]) -> anyhow::Resul
 }
 
 /// What somebody would look at first.
-pub(super) async fn symptoms(machines: &[&Machine]) -> String {
+pub(super) async fn symptoms(machines: &[&VirtualMachine]) -> String {
     const LOOK: &str = "ctr --namespace k8s.io task ls; journalctl --boot --no-pager --lines 60 --output short-monotonic \
                         --unit kubelet --unit containerd --unit bascule-test-images; \
                         for log in /var/log/pods/bascule-*/*/*.log; do [ ! -e \"$log\" ] || { echo \"== $log\"; tail -n 40 \"$log\"; }; done";

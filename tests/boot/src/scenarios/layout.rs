@@ -12,7 +12,7 @@ use super::life::COUNTED_ENTRY;
 use super::{BOOT, STAGE, Stage, TRIAL, committed, runs};
 use crate::install::Boot;
 use crate::lab::Setup;
-use crate::machine::Machine;
+use crate::machine::VirtualMachine;
 use crate::offline;
 use crate::release::Release;
 
@@ -25,7 +25,7 @@ const HOLDER: &str = "/run/holder.pid";
 ///
 /// # Errors
 /// When it does not come up, or finds fault with its boot partitions.
-pub async fn install(stage: Stage<'_>, old: &Release) -> anyhow::Result<Machine> {
+pub async fn install(stage: Stage<'_>, old: &Release) -> anyhow::Result<VirtualMachine> {
     let setup = Setup { boot: Boot { xbootldr: true, ..Boot::default() }, neighbour: true, ..Setup::default() };
     let (machine, _) = stage.node_of(NODE, old, NODE, &setup).await?;
     let said = machine.run("systemctl is-active efi.automount boot.automount; cat /proc/partitions", BOOT).await?;
@@ -48,7 +48,7 @@ pub async fn install(stage: Stage<'_>, old: &Release) -> anyhow::Result<Machine>
 ///
 /// # Errors
 /// When one of them is not said, or the node is touched all the same.
-pub async fn obstacles(stage: Stage<'_>, machine: &Machine, old: &Release, new: &Release) -> anyhow::Result<()> {
+pub async fn obstacles(stage: Stage<'_>, machine: &VirtualMachine, old: &Release, new: &Release) -> anyhow::Result<()> {
     let from = machine.console().now();
     let pin = format!("echo default {} >> /efi/loader/loader.conf; sync", old.entry());
     machine.run(&pin, BOOT).await?;
@@ -76,7 +76,7 @@ pub async fn obstacles(stage: Stage<'_>, machine: &Machine, old: &Release, new: 
 ///
 /// # Errors
 /// When it is not, or something was put elsewhere.
-pub async fn update(stage: Stage<'_>, machine: &Machine, new: &Release) -> anyhow::Result<()> {
+pub async fn update(stage: Stage<'_>, machine: &VirtualMachine, new: &Release) -> anyhow::Result<()> {
     let shell = machine.now();
     machine.run(&format!("mount -o remount,rw /boot && kill $(cat {HOLDER})"), BOOT).await?;
     let on_trial = |status: &NodeUpdateStatus| runs(status, new) && status.trial.is_some();
@@ -98,7 +98,7 @@ pub async fn update(stage: Stage<'_>, machine: &Machine, new: &Release) -> anyho
 ///
 /// # Errors
 /// When the node does not go on or back, or forgets something.
-pub async fn back(stage: Stage<'_>, machine: &Machine, new: &Release, older: &Release) -> anyhow::Result<()> {
+pub async fn back(stage: Stage<'_>, machine: &VirtualMachine, new: &Release, older: &Release) -> anyhow::Result<()> {
     // What an agent of the future would write: members of its own beside those of today.
     let newer = "systemctl stop bascule-agent && cd /var/lib/bascule && sed -i '1s/^{/{\"leases\": [1, 2],/' journal.json && \
                  find repositories -name trusted.json -exec sed -i '1s/^{/{\"mirrors\":{\"seen\":[1,2]},/' {} + && \
@@ -131,7 +131,7 @@ pub async fn back(stage: Stage<'_>, machine: &Machine, new: &Release, older: &Re
 }
 
 /// What the agent of the future wrote is there still, and the agent of this boot complained of nothing.
-async fn remembered(machine: &Machine) -> anyhow::Result<()> {
+async fn remembered(machine: &VirtualMachine) -> anyhow::Result<()> {
     let look = "cd /var/lib/bascule && ls && grep -c leases journal.json && grep -rl mirrors repositories";
     let kept = machine.run(look, BOOT).await?;
     ensure!(kept.contains("trusted.json"), "what a newer agent remembered is lost: {kept}");
@@ -144,13 +144,13 @@ async fn remembered(machine: &Machine) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When one of them objects.
-pub async fn judge(machine: &mut Machine, older: &Release, new: &Release) -> anyhow::Result<()> {
+pub async fn judge(machine: &mut VirtualMachine, older: &Release, new: &Release) -> anyhow::Result<()> {
     machine.shut_down(BOOT).await?;
     offline::judge(machine.disk().path(), &[(Slot::A, older), (Slot::B, new)])
 }
 
 /// Waits until the node says why nothing may be armed.
-async fn is_said(stage: Stage<'_>, machine: &Machine, words: &str) -> anyhow::Result<()> {
+async fn is_said(stage: Stage<'_>, machine: &VirtualMachine, words: &str) -> anyhow::Result<()> {
     let said = |status: &NodeUpdateStatus| {
         let mut conditions = status.conditions.iter();
         let found = conditions.find(|condition| condition.type_ == conditions::BOOT_CONTROL_HEALTHY);
@@ -161,7 +161,7 @@ async fn is_said(stage: Stage<'_>, machine: &Machine, words: &str) -> anyhow::Re
 }
 
 /// The node was neither drained nor restarted.
-async fn untouched(stage: Stage<'_>, machine: &Machine, from: usize) -> anyhow::Result<()> {
+async fn untouched(stage: Stage<'_>, machine: &VirtualMachine, from: usize) -> anyhow::Result<()> {
     let boots = machine.boots(from);
     ensure!(boots == 0, "the node was restarted {boots} times");
     let closed = stage.cluster.kubectl(&["get", "node", NODE, "-o", "jsonpath={.spec.unschedulable}"]).await?;

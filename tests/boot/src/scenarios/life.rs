@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::counting::counted;
 use super::{BOOT, STAGE, Stage, TRIAL, committed, runs};
-use crate::machine::Machine;
+use crate::machine::VirtualMachine;
 use crate::offline;
 use crate::release::Release;
 
@@ -23,7 +23,7 @@ pub(super) const COUNTED_ENTRY: &str =
 ///
 /// # Errors
 /// When it does not come up.
-pub async fn install(stage: Stage<'_>, old: &Release) -> anyhow::Result<Machine> {
+pub async fn install(stage: Stage<'_>, old: &Release) -> anyhow::Result<VirtualMachine> {
     Ok(stage.node(NODE, old, CHANNEL).await?.0)
 }
 
@@ -32,7 +32,7 @@ pub async fn install(stage: Stage<'_>, old: &Release) -> anyhow::Result<Machine>
 ///
 /// # Errors
 /// When any of it is otherwise.
-pub async fn update(stage: Stage<'_>, machine: &Machine, old: &Release, new: &Release) -> anyhow::Result<()> {
+pub async fn update(stage: Stage<'_>, machine: &VirtualMachine, old: &Release, new: &Release) -> anyhow::Result<()> {
     let before = stage.vendor.packs_sent_to(NODE);
     stage.vendor.publish(CHANNEL, new, &[old]).await?;
     stage.until(machine, "the release is staged", STAGE, |status| staged(status, new)).await?;
@@ -61,7 +61,7 @@ pub async fn update(stage: Stage<'_>, machine: &Machine, old: &Release, new: &Re
 ///
 /// # Errors
 /// When bytes were moved, or the node does not go back.
-pub async fn rollback(stage: Stage<'_>, machine: &Machine, old: &Release) -> anyhow::Result<()> {
+pub async fn rollback(stage: Stage<'_>, machine: &VirtualMachine, old: &Release) -> anyhow::Result<()> {
     let before = stage.vendor.packs_sent_to(NODE);
     stage.cluster.on_call(&["rollback", NODE, "--reason", "boot test", "--yes"]).await?;
     stage.until(machine, "the old release runs for good", TRIAL * 2, |status| committed(status, old)).await?;
@@ -75,7 +75,7 @@ pub async fn rollback(stage: Stage<'_>, machine: &Machine, old: &Release) -> any
 ///
 /// # Errors
 /// When one of them objects.
-pub async fn judge(machine: &mut Machine, running: &Release, other: &Release) -> anyhow::Result<()> {
+pub async fn judge(machine: &mut VirtualMachine, running: &Release, other: &Release) -> anyhow::Result<()> {
     let said = machine.run("SYSTEMD_COLORS=0 bootctl list --json=short --no-pager", BOOT).await?;
     let listed: Vec<BootEntry> = serde_json::from_str(said.trim()).with_context(|| format!("bootctl said {said}"))?;
     let entry = listed.iter().find(|entry| entry.id == running.entry());

@@ -21,7 +21,7 @@ use bascule_api::{NodeUpdateStatus, SlotState};
 
 use crate::cluster::Cluster;
 use crate::lab::{Lab, Setup};
-use crate::machine::Machine;
+use crate::machine::VirtualMachine;
 use crate::release::Release;
 use crate::vendor::ReferenceVendor;
 
@@ -52,7 +52,12 @@ impl Stage<'_> {
     ///
     /// # Errors
     /// When it does not come up.
-    pub async fn node(&self, name: &str, release: &Release, channel: &str) -> anyhow::Result<(Machine, Duration)> {
+    pub async fn node(
+        &self,
+        name: &str,
+        release: &Release,
+        channel: &str,
+    ) -> anyhow::Result<(VirtualMachine, Duration)> {
         self.node_of(name, release, channel, &Setup::default()).await
     }
 
@@ -66,7 +71,7 @@ impl Stage<'_> {
         release: &Release,
         channel: &str,
         setup: &Setup,
-    ) -> anyhow::Result<(Machine, Duration)> {
+    ) -> anyhow::Result<(VirtualMachine, Duration)> {
         let state = self.cluster.state_of(name)?;
         let mut machine = self.lab.host_of(name, release, &state, self.cluster.ports(), setup)?;
         self.cluster.keep_patched(name, &self.vendor.url_for(name)?, channel).await?;
@@ -82,7 +87,7 @@ impl Stage<'_> {
     /// When the machine does not answer, or it is not so within `patience`.
     pub async fn until_now(
         &self,
-        machine: &Machine,
+        machine: &VirtualMachine,
         what: &str,
         patience: Duration,
         wanted: impl Fn(&NodeUpdateStatus) -> bool,
@@ -98,7 +103,7 @@ impl Stage<'_> {
     /// When it is not so within `patience`.
     pub async fn until(
         &self,
-        machine: &Machine,
+        machine: &VirtualMachine,
         what: &str,
         patience: Duration,
         wanted: impl Fn(&NodeUpdateStatus) -> bool,
