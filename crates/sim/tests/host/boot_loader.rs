@@ -14,9 +14,9 @@ use bascule_sim::host::releases::reference;
 use bascule_sim::layout::{ESP, Table};
 use bascule_sim::tiny::{TinyRelease, systemd_boot};
 
-use crate::faults::db_with;
+use crate::faults::{db_with, ends_with};
 use crate::operator::{Operator, Verdict};
-use crate::power_cuts::{Story, record, sound};
+use crate::power_cuts::{Story, record};
 use crate::support::{installed, release};
 use crate::world::OneNode;
 
@@ -86,18 +86,10 @@ fn both(version: &str) -> Vec<Option<String>> {
     vec![Some(version.to_owned()); 2]
 }
 
-fn settle(world: &mut OneNode, version: &str, what: &str) {
-    let ended = world.settle();
-    let story = world.told();
-    let system = ended.unwrap_or_else(|wrong| panic!("{what}: {wrong}\n  {story}"));
-    assert_eq!(system.version, version, "{what}:\n  {story}");
-    sound(world).unwrap_or_else(|wrong| panic!("{what}: {wrong}\n  {story}"));
-}
-
 /// A machine that has committed the release that brings the new boot loader, and has the old one in both places.
 fn about_to(more: usize) -> OneNode {
     let mut world = updating(host(more), bringing(&loader(NEW), NEW), Verdict::Commit);
-    settle(&mut world, "1.1", "the update");
+    ends_with(&mut world, "1.1", "the update");
     assert_eq!(versions(&world.hardware.disk), both(NEW), "{}", world.told());
     put(&world.hardware.disk, &PLACES, OLD);
     world.story.clear();
@@ -107,7 +99,7 @@ fn about_to(more: usize) -> OneNode {
 #[test]
 fn a_boot_loader_comes_with_its_release_once_that_is_committed() {
     let mut world = updating(host(0), bringing(&loader(NEW), NEW), Verdict::Commit);
-    settle(&mut world, "1.1", "the update");
+    ends_with(&mut world, "1.1", "the update");
     assert_eq!(versions(&world.hardware.disk), both(NEW), "{}", world.told());
     let at = |effect: &str| world.story.iter().position(|line| line == effect);
     let (committed, placed) = (at("agent: bless").unwrap(), at("agent: place-loader").unwrap());
@@ -115,14 +107,14 @@ fn a_boot_loader_comes_with_its_release_once_that_is_committed() {
     assert_eq!(world.story.iter().filter(|line| *line == "agent: place-loader").count(), 2, "{}", world.told());
     assert_eq!(world.said_of_loader.as_deref(), Some("True Observed: "));
     // It starts the machine, and is what the next look goes by.
-    settle(&mut world, "1.1", "another start");
+    ends_with(&mut world, "1.1", "another start");
     assert_eq!(world.hardware.variables.string("LoaderInfo"), Some(format!("systemd-boot {NEW}")));
 }
 
 #[test]
 fn a_trial_that_is_given_up_brings_no_boot_loader() {
     let mut world = updating(host(0), bringing(&loader(NEW), NEW), Verdict::Revert);
-    settle(&mut world, "1.0", "the way back");
+    ends_with(&mut world, "1.0", "the way back");
     assert_eq!(versions(&world.hardware.disk), both(OLD), "{}", world.told());
     assert_eq!(world.said_of_loader, None, "the release that runs brings none");
 }
@@ -233,13 +225,13 @@ fn a_fault_that_strikes_once_costs_no_boot_loader() {
             let mut world = about.back_at(moment, before.clone());
             world.faults = vec![FaultRule::once(access, Some(Cache(ESP)), skip, effect)];
             let what = format!("{effect:?} at {access:?} {skip}");
-            settle(&mut world, "1.1", &what);
+            ends_with(&mut world, "1.1", &what);
             assert!(!versions(&world.hardware.disk).contains(&None), "{what}: {}", world.told());
             // What a failed flush has lost the page cache has all the same: that place is done again, and not with the next start.
             if access == Access::Flush {
                 assert_eq!(versions(&world.hardware.disk), both(NEW), "{what}: {}", world.told());
             }
-            settle(&mut world, "1.1", &what);
+            ends_with(&mut world, "1.1", &what);
             assert_eq!(versions(&world.hardware.disk), both(NEW), "{what}: {}", world.told());
             struck += 1;
         }
@@ -256,7 +248,7 @@ fn an_esp_that_always_fails_keeps_what_it_has_and_says_so() {
     ] {
         let mut world = about_to(0);
         world.faults = vec![FaultRule::always(access, Some(Cache(ESP)), effect)];
-        settle(&mut world, "1.1", &format!("{effect:?}"));
+        ends_with(&mut world, "1.1", &format!("{effect:?}"));
         assert_eq!(versions(&world.hardware.disk), both(OLD), "{effect:?}: {}", world.told());
         let said = world.said_of_loader.clone().unwrap_or_default();
         assert!(said.starts_with(says), "{effect:?}: {said}");
@@ -264,7 +256,7 @@ fn an_esp_that_always_fails_keeps_what_it_has_and_says_so() {
         assert_eq!(world.last_error, None, "{effect:?}: {}", world.told());
         world.faults.clear();
         world.hardware.disk.clear_faults();
-        settle(&mut world, "1.1", "mended");
+        ends_with(&mut world, "1.1", "mended");
         assert_eq!(versions(&world.hardware.disk), both(NEW), "{effect:?}, mended: {}", world.told());
     }
 }
@@ -272,7 +264,7 @@ fn an_esp_that_always_fails_keeps_what_it_has_and_says_so() {
 /// The release is taken; its boot loader is not, and the machine keeps both of its own. What is said, and how often it was tried.
 fn refused(new: TinyRelease) -> (String, usize) {
     let mut world = updating(host(0), new, Verdict::Commit);
-    settle(&mut world, "1.1", "the update");
+    ends_with(&mut world, "1.1", "the update");
     assert_eq!(versions(&world.hardware.disk), both(OLD), "{}", world.told());
     assert_eq!(world.last_error, None, "{}", world.told());
     let esp = Table::read(&world.hardware.disk).unwrap().esp().unwrap();
@@ -317,7 +309,7 @@ fn an_older_one_is_not_even_tried_unless_the_release_says_so() {
     }
     down.manifest_bytes = down.manifest.to_bytes().unwrap();
     let mut world = updating(host(0), down, Verdict::Commit);
-    settle(&mut world, "1.1", "the update");
+    ends_with(&mut world, "1.1", "the update");
     assert_eq!(versions(&world.hardware.disk), both(OLDER), "{}", world.told());
 }
 
@@ -328,14 +320,14 @@ fn a_boot_loader_that_the_firmware_would_refuse_is_never_written() {
     let images = db_with(&bringing(&loader(NEW), NEW).uki);
     world.hardware.variables.set_bytes_of(IMAGE_SECURITY, "db", images.clone());
     world.hardware.disk.start_recording();
-    settle(&mut world, "1.1", "not in db");
+    ends_with(&mut world, "1.1", "not in db");
     let said = world.said_of_loader.clone().unwrap_or_default();
     assert!(said.starts_with("False SecureBoot: ") && said.contains("not signed"), "{said}");
     let recording = world.hardware.disk.take_recording().unwrap();
     let written = |operation: &Operation| matches!(operation, Operation::Write { cache, .. } if *cache == Cache(ESP));
     assert!(!recording.operations().iter().any(written), "{}", world.told());
     world.hardware.variables.set_bytes_of(IMAGE_SECURITY, "db", [images, db_with(&loader(NEW))].concat());
-    settle(&mut world, "1.1", "in db");
+    ends_with(&mut world, "1.1", "in db");
     assert_eq!(versions(&world.hardware.disk), both(NEW), "{}", world.told());
 }
 
@@ -345,13 +337,13 @@ fn where_there_is_no_room_nothing_is_begun() {
     let esp = Table::read(&world.hardware.disk).unwrap().esp().unwrap();
     esp.write("EFI/filler.bin", &vec![1; usize::try_from(esp.free().unwrap()).unwrap() - (200 << 10)]).unwrap();
     esp.sync().unwrap();
-    settle(&mut world, "1.1", "full");
+    ends_with(&mut world, "1.1", "full");
     let said = world.said_of_loader.clone().unwrap_or_default();
     assert!(said.starts_with("False Space: ") && said.contains("remove what does not belong there"), "{said}");
     assert!(!world.story.iter().any(|line| line == "agent: place-loader"), "{}", world.told());
     esp.remove("EFI/filler.bin").unwrap();
     esp.sync().unwrap();
-    settle(&mut world, "1.1", "room again");
+    ends_with(&mut world, "1.1", "room again");
     assert_eq!(versions(&world.hardware.disk), both(NEW), "{}", world.told());
 }
 
@@ -362,7 +354,7 @@ fn shim_in_the_fallback_place_stays_what_it_is() {
     let esp = Table::read(&world.hardware.disk).unwrap().esp().unwrap();
     esp.write(fallback, b"MZ shim").unwrap();
     esp.sync().unwrap();
-    settle(&mut world, "1.1", "shim");
+    ends_with(&mut world, "1.1", "shim");
     assert_eq!(esp.read(fallback, 100).unwrap(), b"MZ shim");
     assert_eq!(esp.read(first, 1 << 20).unwrap(), loader(NEW));
     let said = world.said_of_loader.clone().unwrap_or_default();
@@ -377,7 +369,7 @@ fn a_copy_that_a_check_of_the_file_system_emptied_is_put_back() {
         let esp = Table::read(&world.hardware.disk).unwrap().esp().unwrap();
         esp.write(place, b"").unwrap();
         esp.sync().unwrap();
-        settle(&mut world, "1.1", place);
+        ends_with(&mut world, "1.1", place);
         assert_eq!(versions(&world.hardware.disk), both(NEW), "{place}: {}", world.told());
     }
 }

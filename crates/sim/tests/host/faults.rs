@@ -29,7 +29,7 @@ fn updating(boot: BootLoader) -> OneNode {
 }
 
 /// Runs to rest and expects `version` there, sound.
-fn ends_with(world: &mut OneNode, version: &str, what: &str) {
+pub(crate) fn ends_with(world: &mut OneNode, version: &str, what: &str) {
     let ended = world.settle();
     let story = world.told();
     let system = ended.unwrap_or_else(|wrong| panic!("{what}: {wrong}\n  {story}"));
