@@ -2,12 +2,12 @@
 //! to do, without the libraries' own names for it.
 
 use anyhow::Error;
-use bascule_kubeconfig::ConnectError;
+use bascule_kubeconfig::{ConnectError, cause};
 use kube::client::{AuthError, RustlsTlsError};
 use kube::config::{InferConfigError, KubeconfigError, LoadDataError};
 use rustls::CertificateError;
 use std::error::Error as StdError;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 
 const NO_CLUSTER: &str = "no cluster is configured: give --kubeconfig or set KUBECONFIG";
 /// The kubeconfig that is used where none is named on the command line.
@@ -166,26 +166,11 @@ fn certificate(error: &CertificateError) -> String {
     }
 }
 
-/// An error of a type anywhere among the causes of another.
-fn cause<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        // `io::Error::other` hides what it wraps behind that error's own source.
-        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use kube::config::{KubeConfigOptions, Kubeconfig};
+    use std::io;
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::{ExitStatus, Output};
 

@@ -5,6 +5,10 @@
 //! says; else the environment, unless `NO_PROXY` names the server or the server is this machine (Go's net/http,
 //! `ProxyFromEnvironment`).
 
+mod cause;
+
+pub use cause::cause;
+
 use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
 use kube::Config;

@@ -7,6 +7,7 @@ use bascule_api::NodeError;
 use bascule_image::apply::ApplyError;
 use bascule_image::pack::ReadIndexError;
 use bascule_image::verity::{CheckError, SuperblockError};
+use bascule_kubeconfig::cause;
 
 use crate::boot::{BootError, LoaderError};
 use crate::core::{EffectKind, Failure, JournalError};
@@ -227,22 +228,6 @@ pub(crate) fn category_of(error: &bascule_repository::Error) -> NodeError {
         E::Datastore { .. } | E::DatastoreNewer { .. } | E::Busy { .. } => NodeError::Storage,
         _ => NodeError::Internal,
     }
-}
-
-/// An error of a type anywhere among the causes of another.
-fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        // `io::Error::other` hides what it wraps behind that error's own source.
-        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    None
 }
 
 /// An error and its causes in one line.
